@@ -70,10 +70,15 @@ COLUMNS = "file voice engine sex split kind digit style seconds text".split()
 
 
 def check_engines():
-    """Stop with the name of the Debian package if a program is missing."""
+    """Stop and name the Debian package if a program or a voice is missing."""
     missing = [e for e in ("flite", "espeak-ng") if shutil.which(e) is None]
     if missing:
         sys.exit(f"not found: {', '.join(missing)}. On Debian or Ubuntu: sudo apt-get install {' '.join(missing)}")
+    # flite speaks with its default voice when it does not know the one asked for.
+    listed = subprocess.run(["flite", "-lv"], capture_output=True, text=True).stdout.split()
+    absent = [v.engine_voice for v in VOICES if v.engine == "flite" and v.engine_voice not in listed]
+    if absent:
+        sys.exit(f"this flite has no voice {', '.join(absent)}; the Debian package flite has them")
 
 
 def engine_versions():
