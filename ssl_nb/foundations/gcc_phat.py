@@ -65,7 +65,7 @@ def _lags_by_transform(cross, n, max_lag, interpolation):
     return torch.cat([gcc[..., -half:], gcc[..., :half + 1]], -1)
 
 # %% ../../nbs/01_foundations/04_gcc_phat.ipynb #61bc58fe
-_MATRIX_LAGS = 160  # up to this many lags the matrix product is the faster one (measured on two cores)
+_MATRIX_LAGS = 100  # up to this many lags the matrix product is the faster one (measured on two cores)
 
 def _check_audio(audio, max_lag, weighting, interpolation, beta):
     if audio.ndim < 2 or audio.shape[-2] < 2: raise ValueError(f"audio: shape {tuple(audio.shape)}, needs (*batch, mics, time) with at least 2 microphones")

@@ -57,7 +57,9 @@ def plot_room(size,  # room sides (x, y) or (x, y, z), m
         ax.plot(*at.T[:2], "*", color=COLORS["red"], ms=13, label="talker", clip_on=False)
         if cov is not None: add_ellipse(ax, at[0, :2], cov)
     for (label, points), mark in zip((estimates or {}).items(), "x+1234"):
-        ax.plot(*np.atleast_2d(numpy_of(points)).T[:2], mark, color="k", ms=9, mew=2, label=label)
+        points = np.atleast_2d(numpy_of(points))
+        few = len(points) <= 20
+        ax.plot(*points.T[:2], mark if few else ".", color="k", ms=9 if few else 3, mew=2 if few else 0, label=label)
     ax.set(xlim=(-0.05 * width, 1.05 * width), ylim=(-0.05 * depth, 1.05 * depth), aspect="equal",
            xlabel="x (m)", ylabel="y (m)", title=title)
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
