@@ -34,7 +34,7 @@ def run(path, inplace=False):
     if not inplace: notebook.cells.insert(0, nbformat.v4.new_code_cell(CHECKS))
     environ = {**os.environ, "IN_TEST": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
     client = NotebookClient(notebook, timeout=CELL_TIMEOUT, kernel_name="python3",
-                            resources={"metadata": {"path": str(path.parent)}})
+                            extra_arguments=["--log-level=ERROR"], resources={"metadata": {"path": str(path.parent)}})
     client.execute(env=environ, cleanup_kc=True)
     if inplace: nbformat.write(notebook, path)
 
