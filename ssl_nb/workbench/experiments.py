@@ -9,7 +9,7 @@ __all__ = ['TYPES', 'PACKAGES', 'experiments_folder', 'experiments', 'find_exper
            'parse_value', 'resolve_parameters', 'record', 'circumstances', 'write_report', 'run_experiment', 'results']
 
 # %% ../../nbs/08_workbench/02_experiments.ipynb #bae445f6
-import ast, hashlib, json, os, platform, shutil, subprocess, sys, time
+import ast, hashlib, json, os, platform, re, shutil, subprocess, sys, time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -134,11 +134,10 @@ def circumstances() -> dict:
 # %% ../../nbs/08_workbench/02_experiments.ipynb #31be4e51
 def write_report(notebook: str | Path,  # an executed notebook
                  html: str | Path) -> None:
-    "An HTML page of an executed notebook: text, figures and tables without the code."
-    import nbformat
+    "An HTML page of an executed notebook: text, figures and tables without the code. It runs no script and needs no network."
     from nbconvert import HTMLExporter
     page, _ = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True).from_filename(str(notebook))
-    Path(html).write_text(page, encoding="utf-8")
+    Path(html).write_text(re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL), encoding="utf-8")
 
 def _drop_progress_bars(notebook: Path) -> None:
     "Remove what progress bars wrote to the error stream from an executed notebook."
@@ -217,5 +216,6 @@ def results(name: str, folder: Path | None = None):  # of experiment notebooks
         changed = {k: v for k, v in run["parameters"].items() if k not in ("profile", "seed") and v != defaults.get(k)}
         rows.append({"run": path.parent.name, "profile": run["parameters"].get("profile"), "seed": run["parameters"].get("seed"),
                      "changed": ", ".join(f"{k}={v}" for k, v in changed.items()) or "-", **run["metrics"],
-                     "seconds": run["wall_seconds"], "commit": run["git"]["commit"][:8]})
+                     "seconds": run["wall_seconds"], "commit": run["git"]["commit"][:8],
+                     "hardware": run["hardware"]["gpu"] or f"{run['hardware']['processor']}, {run['hardware']['cores']} cores"})
     return pd.DataFrame(rows)
