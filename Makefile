@@ -40,7 +40,7 @@ site: $(STAMP) ## build the website into _docs (needs Quarto)
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/nbdev-docs
 
 readme: $(STAMP) ## make README.md from nbs/index.ipynb
-	@$(PY) -m nbconvert --log-level WARN --to markdown --output-dir . --output README nbs/index.ipynb
+	@$(PY) tests/make_readme.py
 
 outputs: $(STAMP) ## run chapters again and store their outputs (NB="nbs/x.ipynb" for one)
 	@$(PY) tests/run_notebook.py --inplace $(if $(NB),"$(NB)",)

@@ -9,14 +9,15 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 CELL_TIMEOUT = 120  # seconds
+TYPECHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int is a fine float
 # Runs before the first cell: shapes are checked by beartype, in the library and in the notebook's own functions,
 # and a warning that our code causes is an error.
-CHECKS = """
+CHECKS = f"""
 import warnings
 from jaxtyping import install_import_hook
-install_import_hook("ssl_nb", "beartype.beartype")
+install_import_hook("ssl_nb", "{TYPECHECKER}")
 get_ipython().run_line_magic("load_ext", "jaxtyping")
-get_ipython().run_line_magic("jaxtyping.typechecker", "beartype.beartype")
+get_ipython().run_line_magic("jaxtyping.typechecker", "{TYPECHECKER}")
 warnings.filterwarnings("error", module=r"ssl_nb|__main__")
 """
 
@@ -32,7 +33,7 @@ def run(path, inplace=False):
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
     if not inplace: notebook.cells.insert(0, nbformat.v4.new_code_cell(CHECKS))
-    environ = {**os.environ, "IN_TEST": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
+    environ = {**os.environ, "IN_TEST": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     client = NotebookClient(notebook, timeout=None if "09_experiments" in path.parts else CELL_TIMEOUT, kernel_name="python3",
                             extra_arguments=["--log-level=ERROR"], resources={"metadata": {"path": str(path.parent)}})
     client.execute(env=environ, cleanup_kc=True)

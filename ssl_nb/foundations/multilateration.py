@@ -42,13 +42,14 @@ def difference_matrix(pairs: Int[Tensor, "pairs 2"],  # indices (i, j)
 _PAIR_NOISE = 1e-3  # every pair has at least this variance of its own, relative to a microphone's, so that C can be inverted
 
 def delay_information(pairs: Int[Tensor, "pairs 2"], n_mics: int,
-                      sigma: Float[Tensor, "*batch mics"],  # standard deviation of each microphone's timing, in any unit
+                      sigma: Float[Tensor, "*#batch mics"],  # standard deviation of each microphone's timing, in any unit
                       weights: Float[Tensor, "*#batch pairs"],  # trust in each pair, 0 to 1
                       ) -> Float[Tensor, "*out pairs pairs"]:
     "The inverse of the covariance (2), where a pair of weight w has the extra variance (1/w - 1) sigma^2."
     d = difference_matrix(pairs, n_mics, sigma)
     own = 1 / weights.clamp(min=1e-6) - 1 + _PAIR_NOISE
-    alone = (1 / (own * sigma.square().mean(-1, keepdim=True))).unsqueeze(-1)  # inverse of the diagonal part
+    typical = 1 / sigma.square().reciprocal().mean(-1, keepdim=True)  # harmonic mean: one bad microphone must not spoil the scale of all
+    alone = (1 / (own * typical)).unsqueeze(-1)  # inverse of the diagonal part
     scaled = alone * d
     inner = torch.diag_embed(sigma ** -2.0) + d.T @ scaled  # (mics, mics): by Woodbury's identity no larger inverse is needed
     return torch.diag_embed(alone.squeeze(-1)) - scaled @ torch.linalg.inv(inner) @ scaled.mT
@@ -201,15 +202,15 @@ def multilaterate(mics: Float[Tensor, "*#batch mics dim"],  # microphone positio
     _check_geometry(mics, low, high)
     scale = None if loss == "squared" else scale
     batch = torch.broadcast_shapes(mics.shape[:-2], delays.shape[:-1], weights.shape[:-1], low.shape[:-1])
-    mics, delays, weights = mics.expand(*batch, *mics.shape[-2:]), delays.expand(*batch, -1), weights.expand(*batch, -1)
+    mics, delays, weights = mics.expand(*batch, *mics.shape[-2:]), delays.expand(*batch, -1), weights if weights.ndim == 1 else weights.expand(*batch, -1)
     low, high = low.expand(*batch, -1).unsqueeze(-2), high.expand(*batch, -1).unsqueeze(-2)
     starts = _starts(mics, _toas(delays, weights, pairs, mics), low, high, c)
-    many = lambda value: value.unsqueeze(-2)  # one more dimension, for the starts
-    cost = _cost(many(delays) - tdoas(mics.unsqueeze(-3), starts, c, pairs), many(weights), scale)
+    many = lambda value: value if value.ndim == 1 else value.unsqueeze(-2)  # one more dimension, for the starts; weights that all share keep theirs
+    cost = _cost(delays.unsqueeze(-2) - tdoas(mics.unsqueeze(-3), starts, c, pairs), many(weights), scale)
     best = cost.topk(min(_REFINED, starts.shape[-2]), -1, largest=False).indices
     position = starts.gather(-2, best.unsqueeze(-1).expand(*best.shape, starts.shape[-1]))
-    position, moved = _refine(position, mics.unsqueeze(-3), many(delays), pairs, many(weights), scale, low, high, c)
-    cost = _cost(many(delays) - tdoas(mics.unsqueeze(-3), position, c, pairs), many(weights), scale)
+    position, moved = _refine(position, mics.unsqueeze(-3), delays.unsqueeze(-2), pairs, many(weights), scale, low, high, c)
+    cost = _cost(delays.unsqueeze(-2) - tdoas(mics.unsqueeze(-3), position, c, pairs), many(weights), scale)
     value, winner = cost.min(-1)
     position = position.gather(-2, winner[..., None, None].expand(*winner.shape, 1, position.shape[-1])).squeeze(-2)
     return Fix(position.to(kind), (value / weights.sum(-1)).sqrt().to(kind), moved.gather(-1, winner.unsqueeze(-1)).squeeze(-1) < 1e-4)

@@ -9,6 +9,7 @@ __all__ = ['METHODS', 'Room', 'rirs', 'decay_curve', 'measure_t60', 'reverberate
 
 # %% ../../nbs/01_foundations/03_rooms.ipynb #59732374
 import math
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 import scipy.fft
@@ -22,7 +23,7 @@ from .signals import add_noise, voice_activity
 @dataclass(frozen=True)
 class Room:
     "A shoebox room with a corner at the origin and walls that are all alike. Raises `ValueError` for a room that cannot be."
-    size: tuple[float, float, float]  # sides along x, y and z, m
+    size: Sequence[float]  # sides along x, y and z, m; kept as a tuple
     t60: float = 0.0  # reverberation time, s; 0 for a room without reflections
 
     def __post_init__(self):
@@ -102,7 +103,7 @@ def _check_scene(room: Room, sources, mics) -> None:
     _check_inside("mics", mics, room)
     near = distances(mics, sources)
     if near.min() < 1e-3: raise ValueError(
-        f"mics: microphone {int(near.flatten(0, -2).amin(0).argmin())} is {float(near.min()) * 1e3:.2g} mm from a source; at least 1 mm is needed")
+        f"mics: microphone {int(near.reshape(-1, len(mics)).amin(0).argmin())} is {float(near.min()) * 1e3:.2g} mm from a source; at least 1 mm is needed")
 
 # %% ../../nbs/01_foundations/03_rooms.ipynb #250c0a44
 METHODS = ("anechoic", "image")

@@ -23,13 +23,13 @@ def experiments_folder() -> Path:
     if "__file__" in globals(): roots.append(Path(__file__).resolve().parents[2])
     return next((r / "nbs" / "09_experiments" for r in roots if (r / "nbs" / "09_experiments").is_dir()), roots[0] if roots else Path.cwd())
 
-def experiments(folder: Path | None = None  # of experiment notebooks; the book's own if None
+def experiments(folder: str | Path | None = None  # of experiment notebooks; the book's own if None
                 ) -> dict[str, Path]:  # name -> notebook, in the book's order
     "All experiments."
     return {p.stem.split("_", 1)[-1]: p for p in sorted(Path(folder or experiments_folder()).glob("[0-9]*_*.ipynb"))}
 
 # %% ../../nbs/08_workbench/02_experiments.ipynb #5ef2ad85
-def find_experiment(name: str, folder: Path | None = None) -> Path:
+def find_experiment(name: str, folder: str | Path | None = None) -> Path:
     "The notebook of an experiment. Raises `ValueError` with the nearest name for one that is not there."
     known = experiments(folder)
     if name in known: return known[name]
@@ -163,7 +163,7 @@ def _execute(notebook: Path, folder: Path, values: dict, progress: bool) -> None
 # %% ../../nbs/08_workbench/02_experiments.ipynb #9df98de4
 def run_experiment(name: str, given: dict[str, object] | None = None,  # parameters: name -> text or value
                    profile: str | None = None, seed: int | None = None,  # from the settings if None
-                   progress: bool = True, folder: Path | None = None,  # of experiment notebooks
+                   progress: bool = True, folder: str | Path | None = None,  # of experiment notebooks
                    ) -> Path:  # the run's folder
     """Run an experiment into `runs/NAME/<time>-<hash>/`: `notebook.ipynb`, `report.html`, `metrics.json`.
 
@@ -205,7 +205,7 @@ def _rename(partial: Path, wanted: Path) -> Path:
     raise FileExistsError(f"{wanted}: a thousand runs of that name")
 
 # %% ../../nbs/08_workbench/02_experiments.ipynb #3c95ed4c
-def results(name: str, folder: Path | None = None):  # of experiment notebooks
+def results(name: str, folder: str | Path | None = None):  # of experiment notebooks
     "All finished runs of an experiment as a pandas table, oldest first. Raises `ValueError` for an unknown experiment."
     import pandas as pd
     defaults = {n: p.default for n, p in read_parameters(find_experiment(name, folder)).items()}

@@ -1,0 +1,105 @@
+"""The command `ssl-nb` as a user calls it: good and bad calls, whole runs, interrupted runs."""
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+import nbformat
+import pytest
+from run_notebook import ROOT
+from ssl_nb.workbench.experiments import experiments
+
+COMMAND = Path(sys.executable).parent / "ssl-nb"
+
+
+def call(*words, runs=None, **environ):
+    environ = {**os.environ, **environ, **({"SSL_NB_RUNS": str(runs)} if runs else {})}
+    return subprocess.run([COMMAND, *words], capture_output=True, text=True, cwd=ROOT, env=environ, timeout=300)
+
+
+@pytest.mark.parametrize("name", experiments())
+def test_every_experiment_runs_at_smoke(name, tmp_path):
+    done = call("run", name, "--profile", "smoke", "--seed", "1", runs=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder, = (tmp_path / name).iterdir()
+    assert sorted(p.name for p in folder.iterdir()) == ["metrics.json", "notebook.ipynb", "report.html"]
+    summary = json.loads((folder / "metrics.json").read_text())
+    assert summary["parameters"]["profile"] == "smoke" and summary["parameters"]["seed"] == 1
+    assert summary["metrics"] and summary["versions"]["torch"] and summary["hardware"]["cores"] and summary["wall_seconds"] > 0
+    assert str(folder / "report.html") in done.stdout
+    table = call("results", name, runs=tmp_path)
+    assert table.returncode == 0 and folder.name in table.stdout
+
+
+def test_same_seed_same_numbers_and_a_parameter_that_matters(tmp_path):
+    quick = ["run", "quickstart", "--profile", "smoke", "-p", "t60=0.2", "-p", "n_scenes=2"]
+    for extra in ([], [], ["-p", "snr_db=-5"], ["--seed", "3"]): assert call(*quick, *extra, runs=tmp_path).returncode == 0
+    first, again, noisy, other = (json.loads((p / "metrics.json").read_text())["metrics"] for p in sorted((tmp_path / "quickstart").iterdir()))
+    assert first == again and first != noisy and first != other
+
+
+def test_own_speech_folder(tmp_path):
+    import numpy as np, soundfile
+    rng = np.random.default_rng(0)
+    (tmp_path / "voice").mkdir()
+    for k in range(3): soundfile.write(tmp_path / "voice" / f"{k}.wav", 0.3 * rng.standard_normal((6000, 2)).clip(-3, 3), 8000)
+    done = call("run", "quickstart", "--profile", "smoke", "-p", f"speech={tmp_path / 'voice'}", "-p", "t60=[0.0]", "-p", "n_scenes=2", runs=tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("words, told", [
+    (["run", "quikstart"], "did you mean 'quickstart'"),
+    (["run", "quickstart", "-p", "snr_bd=3"], "did you mean 'snr_db'"),
+    (["run", "quickstart", "-p", "n_scenes=2.5"], "n_scenes='2.5'"),
+    (["run", "quickstart", "-p", "t60=[0.2,x]"], "t60="),
+    (["run", "quickstart", "-p", "seed"], "key=value"),
+    (["run", "quickstart", "-p", "seed=1", "-p", "seed=2"], "given twice"),
+    (["run", "quickstart", "-p", "seed=1", "--seed", "2"], "given twice"),
+    (["run", "quickstart", "--profile", "labtop"], "did you mean 'laptop'"),
+    (["run", "quickstart", "--seed", "x"], "x"),
+    (["results", "quikstart"], "did you mean 'quickstart'"),
+    (["runn"], "runn"),
+])
+def test_refused_before_anything_runs(words, told, tmp_path):
+    done = call(*words, runs=tmp_path)
+    assert done.returncode == 2 and told in done.stderr + done.stdout and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_settings_are_one_line(tmp_path):
+    for words in (["doctor"], ["list"], ["run", "quickstart"]):
+        done = call(*words, runs=tmp_path, SSL_NB_PROFILE="fast")
+        assert done.returncode == 2 and "profile='fast'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_experiment_that_raises_is_kept_as_failed_and_exits_1(tmp_path):
+    done = call("run", "quickstart", "--profile", "smoke", "-p", "t60=0.05", runs=tmp_path)
+    assert done.returncode == 1 and "smallest T60" in done.stderr
+    folder, = (tmp_path / "quickstart").iterdir()
+    assert folder.name.endswith(".failed") and not (folder / "metrics.json").exists()
+    assert "no finished run" in call("results", "quickstart", runs=tmp_path).stdout
+
+
+def test_control_c_leaves_nothing_that_looks_whole(tmp_path):
+    process = subprocess.Popen([COMMAND, "run", "quickstart", "-p", "n_scenes=500"], cwd=ROOT, env={**os.environ, "SSL_NB_RUNS": str(tmp_path)},
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("quickstart/.*partial/notebook.ipynb")) and time.monotonic() < deadline: time.sleep(0.2)
+    time.sleep(3)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 130 and "interrupted" in told
+    assert list((tmp_path / "quickstart").iterdir()) == []
+
+
+def test_list_and_doctor(tmp_path):
+    listed, state = call("list"), call("doctor", runs=tmp_path)
+    assert listed.returncode == 0 and "snr_db: float" in listed.stdout
+    assert state.returncode == 0 and "all checksums right" in state.stdout and "all is well" in state.stdout
+    broken = call("doctor", runs=tmp_path, SSL_NB_DATA=str(tmp_path), SSL_NB_LOCATA=str(tmp_path / "none"))
+    assert broken.returncode == 1 and "SHA256SUMS" in broken.stdout and "locata" in broken.stdout
+
+
+def test_a_run_needs_the_tag(tmp_path):
+    from ssl_nb.workbench.experiments import run_experiment
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("seed: int = 0  # x")],
+                                            metadata={"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}}), tmp_path / "01_bare.ipynb")
+    with pytest.raises(ValueError, match="tagged 'parameters'"): run_experiment("bare", folder=tmp_path)

@@ -1,0 +1,174 @@
+"""The rules of the house: what is generated is fresh, parts import downwards, cells are short, stored outputs are clean."""
+import ast, json, re, shutil, subprocess, sys, tomllib
+from pathlib import Path
+
+import pytest
+from run_notebook import ROOT, chapters
+
+BIN = Path(sys.executable).parent
+NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: str(p.relative_to(ROOT / "nbs")))
+
+
+def code_cells(path):
+    return [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+
+
+# --- what is generated is fresh ------------------------------------------------------------------------------------
+
+def copy_of_tree(target):
+    "The files of the working tree that git tracks or would track, committed in a new repository."
+    listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True).stdout
+    for name in filter(None, listed.decode().split("\0")):
+        if name.startswith("data/speech/") or not (ROOT / name).exists(): continue
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target / name, follow_symlinks=False)
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "tree"]): subprocess.run([*git, *command], cwd=target, check=True)
+
+
+def sync(folder):
+    "What `make sync` does."
+    for command in (["nbdev-clean"], ["nbdev-export"], ["python", "tests/make_readme.py"]):
+        subprocess.run([BIN / command[0], *command[1:]], cwd=folder, check=True, capture_output=True)
+    return subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def test_clean_export_and_readme_change_nothing(tmp_path):
+    copy_of_tree(tmp_path)
+    assert sync(tmp_path) == "", "run `make sync` and commit what it changes"
+
+
+def test_a_new_chapter_without_its_module_is_noticed(tmp_path):
+    copy_of_tree(tmp_path)
+    source = (tmp_path / "nbs/01_foundations/10_plots.ipynb").read_text(encoding="utf-8")
+    (tmp_path / "nbs/01_foundations/11_more.ipynb").write_text(source.replace("default_exp foundations.plots", "default_exp foundations.more"), encoding="utf-8")
+    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", "add", "-A"], cwd=tmp_path, check=True)
+    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "chapter"], cwd=tmp_path, check=True)
+    assert "?? ssl_nb/foundations/more.py" in sync(tmp_path)
+
+
+# --- parts import downwards ----------------------------------------------------------------------------------------
+
+ALLOWED = {"settings": set(), "foundations": {"settings"}, "end_to_end": {"foundations"}, "labels": {"foundations"}, "masked": {"foundations"},
+           "variational": {"foundations"}, "adaptation": {"foundations"}, "deployment": {"foundations", "end_to_end"}}
+
+
+def imported_parts(source):
+    "Parts of ssl_nb that a module imports, by any form of import."
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            if node.level: names = ["ssl_nb." + (node.module or "?")]  # relative imports are not used here
+            else: names = [f"{node.module}.{a.name}" for a in node.names] if node.module == "ssl_nb" else [node.module or ""]
+        found |= {n.split(".")[1] for n in names if n.startswith("ssl_nb.")}
+    return found
+
+
+def forbidden(part, source): return imported_parts(source) - {part} - ALLOWED.get(part, {"settings", *ALLOWED, "workbench"})
+
+
+@pytest.mark.parametrize("module", sorted((ROOT / "ssl_nb").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_import_rule(module):
+    part = module.relative_to(ROOT / "ssl_nb").with_suffix("").parts[0]
+    if part not in ("__init__", "_modidx"): assert not forbidden(part, module.read_text(encoding="utf-8"))
+
+
+def test_import_rule_sees_every_form_of_import():
+    assert forbidden("foundations", "from ssl_nb.labels import x") == {"labels"}
+    assert forbidden("foundations", "import ssl_nb.workbench.experiments") == {"workbench"}
+    assert forbidden("foundations", "def f():\n    from ssl_nb import labels") == {"labels"}
+    assert not forbidden("foundations", "from ssl_nb.settings import load_settings")
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    heavy = "torch matplotlib pyroomacoustics pandas scipy papermill anywidget soundfile numpy".split()
+    code = f"import sys, ssl_nb, ssl_nb.settings; print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip() == "[]"
+
+
+def test_importing_the_foundations_leaves_plots_and_simulator_alone():
+    code = ("import sys; from ssl_nb.foundations import geometry, signals, rooms, gcc_phat, multilateration, datasets; "
+            "print([m for m in ('matplotlib', 'pyroomacoustics', 'papermill', 'anywidget') if m in sys.modules])")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip() == "[]"
+
+
+# --- cells and stored outputs --------------------------------------------------------------------------------------
+
+def cell_faults(cells):
+    "What breaks the cell budget: hard stop 40 lines, median at most 8."
+    lines = sorted(len("".join(c["source"]).splitlines()) for c in cells)
+    faults = [f"a cell of {n} lines" for n in lines if n > 40]
+    return faults + ([f"median cell of {lines[len(lines) // 2]} lines"] if lines and lines[len(lines) // 2] > 8 else [])
+
+
+def output_faults(cells, size):
+    "What must not be stored: nothing at all, tracebacks, error streams, machine paths, more than 300 KB of outputs."
+    outputs = [o for c in cells for o in c.get("outputs", [])]
+    text = json.dumps(outputs)
+    pictures = re.sub(r'"image/png": "[^"]*"', '""', text)
+    faults = [] if outputs else ["no output is stored"]
+    if any(o["output_type"] == "error" for o in outputs): faults.append("a stored traceback")
+    if any(o.get("name") == "stderr" for o in outputs): faults.append("a stored error stream")
+    faults += [f"a machine path: {m}" for m in re.findall(r"(?:/home/|/root/|/Users/|/tmp/|/work/|[A-Z]:\\\\\\\\Users)[^\"\\s]{0,40}", pictures)]
+    if len(text) > 300_000: faults.append(f"{len(text) / 1e3:.0f} KB of outputs")
+    return faults
+
+
+@by_name
+def test_cells_are_short(path): assert cell_faults(code_cells(path)) == []
+
+
+@by_name
+def test_stored_outputs(path): assert output_faults(code_cells(path), path.stat().st_size) == []
+
+
+def test_the_output_gate_can_fail():
+    stream = lambda text, name="stdout": {"source": [], "outputs": [{"output_type": "stream", "name": name, "text": [text]}]}
+    assert output_faults([stream("fine")], 0) == []
+    assert output_faults([stream("/home/me/x")], 0) and output_faults([stream("x", "stderr")], 0) and output_faults([], 0)
+    assert output_faults([{"source": [], "outputs": [{"output_type": "error", "traceback": []}]}], 0)
+    assert output_faults([stream("x" * 300_001)], 0)
+    assert cell_faults([{"source": ["x\n"] * 41}]) and cell_faults([{"source": ["x\n"] * 9}]) and not cell_faults([{"source": ["x\n"] * 5}])
+
+
+@by_name
+def test_title_cell_holds_title_and_subtitle_only(path):
+    first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]
+    lines = [line for line in "".join(first["source"]).splitlines() if line.strip()]
+    assert first["cell_type"] == "markdown" and len(lines) == 2 and lines[0].startswith("# ") and lines[1].startswith("> ")
+
+
+@by_name
+def test_headings_and_imports_stand_alone(path):
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"][1:]:
+        lines = [line for line in "".join(cell["source"]).splitlines() if line.strip()]
+        if cell["cell_type"] == "markdown" and any(re.match(r"#{1,6} ", line) for line in lines): assert len(lines) == 1, lines[0]
+        if cell["cell_type"] != "code": continue
+        tree = ast.parse("".join(cell["source"])).body
+        imports = [isinstance(node, (ast.Import, ast.ImportFrom)) for node in tree]
+        assert all(imports) or not any(imports), "".join(cell["source"])[:200]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "nbs/09_experiments").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_experiments_have_a_parameters_cell(path):
+    from ssl_nb.workbench.experiments import read_parameters
+    assert {"profile", "seed"} <= set(read_parameters(path))
+
+
+# --- versions ------------------------------------------------------------------------------------------------------
+
+def test_lock_pins_every_dependency_at_or_above_its_lower_bound():
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")]
+    assert lines[0] == "torch==2.13.0" and all(re.fullmatch(r"[A-Za-z0-9._-]+==[^=\s+]+", line) for line in lines)
+    pins = {name.lower().replace("_", "-"): Version(version) for name, version in (line.split("==") for line in lines)}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        requirement = Requirement(text)
+        assert pins[requirement.name.lower().replace("_", "-")] in requirement.specifier, text
+
+
+def test_every_chapter_is_found(): assert len(chapters()) >= 10
