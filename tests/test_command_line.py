@@ -54,7 +54,7 @@ def test_own_speech_folder(tmp_path):
     (["run", "quickstart", "-p", "seed=1", "-p", "seed=2"], "given twice"),
     (["run", "quickstart", "-p", "seed=1", "--seed", "2"], "given twice"),
     (["run", "quickstart", "--profile", "labtop"], "did you mean 'laptop'"),
-    (["run", "quickstart", "--seed", "x"], "x"),
+    (["run", "quickstart", "--seed", "x"], "--seed"),
     (["results", "quikstart"], "did you mean 'quickstart'"),
     (["runn"], "runn"),
 ])

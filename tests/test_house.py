@@ -54,32 +54,36 @@ ALLOWED = {"settings": set(), "foundations": {"settings"}, "end_to_end": {"found
            "variational": {"foundations"}, "adaptation": {"foundations"}, "deployment": {"foundations", "end_to_end"}}
 
 
-def imported_parts(source):
-    "Parts of ssl_nb that a module imports, by any form of import."
+def imported_parts(source, package):
+    "Parts of ssl_nb that a module of `package` (such as 'ssl_nb.foundations') imports, by any form of import."
     found = set()
     for node in ast.walk(ast.parse(source)):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
-            if node.level: names = ["ssl_nb." + (node.module or "?")]  # relative imports are not used here
-            else: names = [f"{node.module}.{a.name}" for a in node.names] if node.module == "ssl_nb" else [node.module or ""]
+            base = ".".join(package.split(".")[:len(package.split(".")) - node.level + 1]) if node.level else ""
+            module = ".".join(filter(None, [base, node.module]))
+            names = [f"{module}.{a.name}" for a in node.names] if module == "ssl_nb" else [module]
         found |= {n.split(".")[1] for n in names if n.startswith("ssl_nb.")}
     return found
 
 
-def forbidden(part, source): return imported_parts(source) - {part} - ALLOWED.get(part, {"settings", *ALLOWED, "workbench"})
+def forbidden(part, source, package="ssl_nb.foundations"):
+    return imported_parts(source, package) - {part} - ALLOWED.get(part, {"settings", *ALLOWED, "workbench"})
 
 
 @pytest.mark.parametrize("module", sorted((ROOT / "ssl_nb").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
 def test_import_rule(module):
     part = module.relative_to(ROOT / "ssl_nb").with_suffix("").parts[0]
-    if part not in ("__init__", "_modidx"): assert not forbidden(part, module.read_text(encoding="utf-8"))
+    package = ".".join(module.relative_to(ROOT).parent.parts)
+    if part not in ("__init__", "_modidx"): assert not forbidden(part, module.read_text(encoding="utf-8"), package)
 
 
 def test_import_rule_sees_every_form_of_import():
     assert forbidden("foundations", "from ssl_nb.labels import x") == {"labels"}
     assert forbidden("foundations", "import ssl_nb.workbench.experiments") == {"workbench"}
     assert forbidden("foundations", "def f():\n    from ssl_nb import labels") == {"labels"}
-    assert not forbidden("foundations", "from ssl_nb.settings import load_settings")
+    assert forbidden("foundations", "from ..labels.codes import x") == forbidden("foundations", "from .. import labels") == {"labels"}
+    assert not forbidden("foundations", "from ssl_nb.settings import load_settings\nfrom ..settings import x\nfrom .geometry import y")
 
 
 def test_importing_the_package_imports_nothing_heavy():
@@ -97,10 +101,10 @@ def test_importing_the_foundations_leaves_plots_and_simulator_alone():
 # --- cells and stored outputs --------------------------------------------------------------------------------------
 
 def cell_faults(cells):
-    "What breaks the cell budget: hard stop 40 lines, median at most 8."
+    "What breaks the cell budget: hard stop 40 lines, median at most 10."
     lines = sorted(len("".join(c["source"]).splitlines()) for c in cells)
     faults = [f"a cell of {n} lines" for n in lines if n > 40]
-    return faults + ([f"median cell of {lines[len(lines) // 2]} lines"] if lines and lines[len(lines) // 2] > 8 else [])
+    return faults + ([f"median cell of {lines[len(lines) // 2]} lines"] if lines and lines[len(lines) // 2] > 10 else [])
 
 
 def output_faults(cells, size):
@@ -130,7 +134,7 @@ def test_the_output_gate_can_fail():
     assert output_faults([stream("/home/me/x")], 0) and output_faults([stream("x", "stderr")], 0) and output_faults([], 0)
     assert output_faults([{"source": [], "outputs": [{"output_type": "error", "traceback": []}]}], 0)
     assert output_faults([stream("x" * 300_001)], 0)
-    assert cell_faults([{"source": ["x\n"] * 41}]) and cell_faults([{"source": ["x\n"] * 9}]) and not cell_faults([{"source": ["x\n"] * 5}])
+    assert cell_faults([{"source": ["x\n"] * 41}]) and cell_faults([{"source": ["x\n"] * 11}]) and not cell_faults([{"source": ["x\n"] * 5}])
 
 
 @by_name
