@@ -100,7 +100,8 @@ def speech(split: str | Path = "train",  # train, valid, test, or a folder of yo
     Raises `ValueError` for an unknown split, a damaged file or a folder without readable files, `FileNotFoundError` for a missing file."""
     if fs < 1: raise ValueError(f"fs={fs} Hz: must be at least 1")
     if str(split) not in SPLITS:
-        if not Path(split).is_dir(): raise ValueError(f"split={str(split)!r}: must be one of {', '.join(SPLITS)} or a folder{nearest(str(split), SPLITS)}")
+        if not Path(split).is_dir():
+            raise ValueError(f"split={str(split)!r}: must be one of {', '.join(SPLITS)} or a folder{nearest(str(split), SPLITS)}")
         if kind: raise ValueError(f"kind={kind!r}: only the embedded speech has kinds")
         return Speech(split, _own_folder(Path(split)), fs, channel)
     if kind not in (None, "sentence", "digit"): raise ValueError(f"kind={kind!r}: must be sentence or digit")

@@ -68,10 +68,12 @@ def _lags_by_transform(cross, n, max_lag, interpolation):
 _MATRIX_LAGS = 100  # up to this many lags the matrix product is the faster one (measured on two cores)
 
 def _check_audio(audio, max_lag, weighting, interpolation, beta):
-    if audio.ndim < 2 or audio.shape[-2] < 2: raise ValueError(f"audio: shape {tuple(audio.shape)}, needs (*batch, mics, time) with at least 2 microphones")
+    if audio.ndim < 2 or audio.shape[-2] < 2:
+        raise ValueError(f"audio: shape {tuple(audio.shape)}, needs (*batch, mics, time) with at least 2 microphones")
     if audio.shape[-1] < 2: raise ValueError(f"audio: {audio.shape[-1]} samples, needs at least 2")
     if not torch.isfinite(audio).all(): raise ValueError("audio: holds samples that are not finite numbers")
-    if not 1 <= max_lag < audio.shape[-1]: raise ValueError(f"max_lag={max_lag} samples: must be from 1 to {audio.shape[-1] - 1}, one less than the samples")
+    if not 1 <= max_lag < audio.shape[-1]:
+        raise ValueError(f"max_lag={max_lag} samples: must be from 1 to {audio.shape[-1] - 1}, one less than the samples")
     if weighting not in WEIGHTINGS: raise ValueError(f"weighting={weighting!r}: must be one of {', '.join(WEIGHTINGS)}")
     if interpolation < 1: raise ValueError(f"interpolation={interpolation}: must be at least 1")
     if not 0 < beta <= 1: raise ValueError(f"beta={beta}: must be above 0 and at most 1")

@@ -79,7 +79,8 @@ def hyperbola(mics: Float[Tensor, "mics 2"],  # microphone positions in the plan
     a = c * delays / 2
     if (2 * a.abs() > d * (1 + 1e-5)).any():
         worst = (2 * a.abs() / d).argmax()
-        raise ValueError(f"delays: {delays[worst]:.3g} s needs {2 * a[worst].abs():.3g} m between microphones that are {d[worst]:.3g} m apart")
+        raise ValueError(f"delays: {delays[worst]:.3g} s needs {2 * a[worst].abs():.3g} m between microphones "
+                         f"that are {d[worst]:.3g} m apart")
     b = ((d / 2) ** 2 - a**2).clamp(min=0).sqrt()
     e = (second - first) / d[:, None]
     n = torch.stack([-e[:, 1], e[:, 0]], -1)

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from .geometry import SPEED_OF_SOUND, check_pairs, check_speed, distances, hyperbola, max_pair_tdoas, pair_differences, tdoas
+from .geometry import SPEED_OF_SOUND, check_pairs, check_speed, distances, pair_differences
+from .geometry import hyperbola, max_pair_tdoas, tdoas
 
 # %% ../../nbs/01_foundations/05_multilateration.ipynb #1f30443d
 def closed_form(mics: Float[Tensor, "*#batch mics dim"],  # microphone positions, m
@@ -68,7 +69,8 @@ def _inverse_or_infinite(information):
     size = information.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].clamp(min=torch.finfo(information.dtype).tiny)
     least = torch.linalg.eigvalsh(information / size)[..., :1, None]
     blind = ~(least > 1e-9)
-    return torch.linalg.inv(torch.where(blind, eye, information / size)) / size + torch.where(blind, torch.where(eye > 0, torch.inf, 0.0).to(eye), torch.zeros_like(eye))
+    inverse = torch.linalg.inv(torch.where(blind, eye, information / size)) / size
+    return torch.where(blind, torch.where(eye > 0, torch.inf, 0.0).to(eye), inverse)
 
 # %% ../../nbs/01_foundations/05_multilateration.ipynb #9b5fa58a
 def position_bound(mics: Float[Tensor, "*#batch mics dim"],  # microphone positions, m
@@ -81,11 +83,12 @@ def position_bound(mics: Float[Tensor, "*#batch mics dim"],  # microphone positi
     Infinite on the diagonal where the geometry leaves a direction open. Raises `ValueError` for a sigma that is not positive."""
     sigma = torch.as_tensor(sigma, dtype=torch.float64, device=mics.device)
     if not (sigma > 0).all(): raise ValueError(f"sigma={float(sigma.min())} s: must be positive")
-    pairs = check_pairs(pairs, mics.shape[-2])
-    relative = (sigma / sigma.mean()).expand(*sigma.shape[:-1], mics.shape[-2]) if sigma.ndim else torch.ones(mics.shape[-2], dtype=torch.float64, device=mics.device)
-    inverse = delay_information(pairs, mics.shape[-2], relative, torch.ones(len(pairs), dtype=torch.float64, device=mics.device))
+    pairs = check_pairs(pairs, mics.shape[-2]).to(mics.device)
+    unit = sigma.mean()  # computing in units of sigma keeps the matrices near 1
+    relative = (sigma / unit).expand(*sigma.shape[:-1], mics.shape[-2])
+    inverse = delay_information(pairs, mics.shape[-2], relative, torch.ones_like(pairs[:, 0], dtype=torch.float64))
     gradient = _gradient(mics.double(), sources.double(), check_speed(c), pairs)
-    return (_inverse_or_infinite(gradient.mT @ inverse @ gradient) * sigma.mean() ** 2).to(sources.dtype)
+    return (_inverse_or_infinite(gradient.mT @ inverse @ gradient) * unit**2).to(sources.dtype)
 
 # %% ../../nbs/01_foundations/05_multilateration.ipynb #f6834ca9
 _ITERATIONS, _REFINED = 30, 4  # Gauss-Newton steps; starts that are refined
@@ -146,10 +149,12 @@ def _check_geometry(mics, low, high):
     n_mics, dim = mics.shape[-2:]
     if dim not in (2, 3): raise ValueError(f"mics: {dim} coordinates, must be 2 or 3")
     unknown = int((high > low).reshape(-1, dim).any(0).sum())  # a coordinate with equal bounds is known
-    if n_mics < unknown + 1: raise ValueError(f"mics: {n_mics} microphones, at least {unknown + 1} are needed for {unknown} unknown coordinates")
+    if n_mics < unknown + 1:
+        raise ValueError(f"mics: {n_mics} microphones, at least {unknown + 1} are needed for {unknown} unknown coordinates")
     spans = spanned_dimensions(mics)
     if spans >= unknown: return
-    if spans < dim - 1: raise ValueError(f"mics: on a line, so a position in {dim}-D turns around it; add microphones off the line or solve in 2-D")
+    if spans < dim - 1:
+        raise ValueError(f"mics: on a line, so a position in {dim}-D turns around it; add microphones off the line or solve in 2-D")
     flat = mics.reshape(-1, n_mics, dim)
     normal = torch.linalg.svd(flat - flat.mean(-2, keepdim=True))[2][:, -1]  # (batch, dim)
     sides = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], device=mics.device, dtype=mics.dtype)] * dim)
@@ -166,13 +171,15 @@ def _bounds(bounds, mics):
         reach = 5 * (high - low).amax(-1, keepdim=True)
         return low - reach, high + reach
     bounds = torch.as_tensor(bounds, dtype=mics.dtype, device=mics.device)
-    if bounds.shape[-2:] != (2, mics.shape[-1]): raise ValueError(f"bounds: shape {tuple(bounds.shape)}, must be (2, {mics.shape[-1]}): the low and the high corner, m")
+    if bounds.shape[-2:] != (2, mics.shape[-1]):
+        raise ValueError(f"bounds: shape {tuple(bounds.shape)}, must be (2, {mics.shape[-1]}): the low and the high corner, m")
     low, high = bounds.unbind(-2)
     if not (low <= high).all(): raise ValueError(f"bounds: low corner {low.tolist()} is above the high corner {high.tolist()}")
     return low, high
 
 def _check_delays(delays, mics, pairs, weights, c):
-    if delays.shape[-1] != len(pairs): raise ValueError(f"delays: {delays.shape[-1]} a case, must be one for each of the {len(pairs)} pairs")
+    if delays.shape[-1] != len(pairs):
+        raise ValueError(f"delays: {delays.shape[-1]} a case, must be one for each of the {len(pairs)} pairs")
     if not torch.isfinite(delays).all(): raise ValueError("delays: hold values that are not finite numbers")
     if weights is None: return torch.ones(len(pairs), dtype=mics.dtype, device=mics.device)
     if weights.shape[-1] != len(pairs) or not (torch.isfinite(weights) & (weights >= 0)).all():
@@ -192,7 +199,8 @@ def multilaterate(mics: Float[Tensor, "*#batch mics dim"],  # microphone positio
                   c: float = SPEED_OF_SOUND) -> Fix:
     """Position by weighted Gauss-Newton (4) with the covariance (2), from the closed form (1) and a grid of starts.
 
-    Raises `ValueError` for too few microphones, for arrays on a line or in a plane whose mirror image lies inside the bounds too, and for delays that are no numbers."""
+    Raises `ValueError` for too few microphones, for arrays on a line or in a plane whose mirror image lies inside the bounds too,
+    and for delays that are no numbers. With just one microphone more than unknowns two positions may fit; one of them is returned."""
     if loss not in ("squared", "cauchy"): raise ValueError(f"loss={loss!r}: must be squared or cauchy")
     if not scale > 0: raise ValueError(f"scale={scale} s: must be positive")
     pairs, kind = check_pairs(pairs, mics.shape[-2]).to(mics.device), delays.dtype
@@ -202,10 +210,11 @@ def multilaterate(mics: Float[Tensor, "*#batch mics dim"],  # microphone positio
     _check_geometry(mics, low, high)
     scale = None if loss == "squared" else scale
     batch = torch.broadcast_shapes(mics.shape[:-2], delays.shape[:-1], weights.shape[:-1], low.shape[:-1])
-    mics, delays, weights = mics.expand(*batch, *mics.shape[-2:]), delays.expand(*batch, -1), weights if weights.ndim == 1 else weights.expand(*batch, -1)
+    mics, delays = mics.expand(*batch, *mics.shape[-2:]), delays.expand(*batch, -1)
+    if weights.ndim > 1: weights = weights.expand(*batch, -1)
     low, high = low.expand(*batch, -1).unsqueeze(-2), high.expand(*batch, -1).unsqueeze(-2)
     starts = _starts(mics, _toas(delays, weights, pairs, mics), low, high, c)
-    many = lambda value: value if value.ndim == 1 else value.unsqueeze(-2)  # one more dimension, for the starts; weights that all share keep theirs
+    many = lambda value: value if value.ndim == 1 else value.unsqueeze(-2)  # a dimension for the starts; shared weights keep theirs
     cost = _cost(delays.unsqueeze(-2) - tdoas(mics.unsqueeze(-3), starts, c, pairs), many(weights), scale)
     best = cost.topk(min(_REFINED, starts.shape[-2]), -1, largest=False).indices
     position = starts.gather(-2, best.unsqueeze(-1).expand(*best.shape, starts.shape[-1]))
@@ -264,9 +273,8 @@ def multilateration_curves(mics: Float[Tensor, "mics 2"],  # m
 def _tangent_basis(direction):
     "Two unit vectors normal to `direction` and to each other, (*batch, 3, 2): towards rising azimuth and rising elevation."
     x, y, z = direction.unbind(-1)
-    flat = torch.hypot(x, y)
-    pole = flat < 1e-9
-    east = torch.stack([torch.where(pole, torch.zeros_like(x), -y / flat.clamp(min=1e-9)), torch.where(pole, torch.ones_like(x), x / flat.clamp(min=1e-9)), torch.zeros_like(x)], -1)
+    azimuth = torch.atan2(y, x)  # at the poles, where it is not defined, any will do
+    east = torch.stack([-azimuth.sin(), azimuth.cos(), torch.zeros_like(z)], -1)
     return torch.stack([east, torch.linalg.cross(direction, east)], -1)
 
 # %% ../../nbs/01_foundations/05_multilateration.ipynb #fc4f2cc6
@@ -274,7 +282,7 @@ def direction_bound(mics: Float[Tensor, "mics 3"],  # microphone positions, m
                     directions: Float[Tensor, "*batch 3"],  # unit vectors towards the sources
                     sigma: float,  # standard deviation of the time of arrival at each microphone, s
                     c: float = SPEED_OF_SOUND) -> Float[Tensor, "*batch 2 2"]:  # rad^2
-    """Cramér-Rao bound (6) of a far-field direction: covariance of the turns towards rising azimuth (times cos elevation) and rising elevation.
+    """Cramér-Rao bound (6) of a far-field direction: covariance of the turns towards rising azimuth and rising elevation.
 
     Infinite where the array cannot tell a turn. Raises `ValueError` for a sigma that is not positive."""
     if not sigma > 0: raise ValueError(f"sigma={sigma} s: must be positive")

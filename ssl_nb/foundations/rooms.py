@@ -102,8 +102,9 @@ def _check_scene(room: Room, sources, mics) -> None:
     _check_inside("sources", sources, room)
     _check_inside("mics", mics, room)
     near = distances(mics, sources)
-    if near.min() < 1e-3: raise ValueError(
-        f"mics: microphone {int(near.reshape(-1, len(mics)).amin(0).argmin())} is {float(near.min()) * 1e3:.2g} mm from a source; at least 1 mm is needed")
+    if near.min() < 1e-3:
+        nearest = int(near.reshape(-1, len(mics)).amin(0).argmin())
+        raise ValueError(f"mics: microphone {nearest} is {float(near.min()) * 1e3:.2g} mm from a source; at least 1 mm is needed")
 
 # %% ../../nbs/01_foundations/03_rooms.ipynb #250c0a44
 METHODS = ("anechoic", "image")
@@ -118,12 +119,14 @@ def rirs(room: Room, sources: Float[Tensor, "*batch 3"],  # source positions, m
          ) -> Float[Tensor, "*batch mics taps"]:  # amplitude 1 at 1 m, equation (2)
     """Impulse responses from every source to every microphone, equation (2): the direct path lies at |s - m| / c, no delay is added.
 
-    A room with `t60=0` is anechoic whatever the method. Raises `ValueError` for a point outside the room, a microphone on a source, or an unknown method."""
+    A room with `t60=0` is anechoic whatever the method.
+    Raises `ValueError` for a point outside the room, a microphone on a source, or an unknown method."""
     if method not in METHODS: raise ValueError(f"method={method!r}: must be one of {', '.join(METHODS)}")
     if fs < 1: raise ValueError(f"fs={fs} Hz: must be at least 1")
     _check_scene(room, sources, mics)
     if method == "anechoic" or room.t60 == 0: return _anechoic(sources, mics, fs, check_speed(c))
-    if 0 < room.t60 < room.min_t60(c): raise ValueError(f"t60={room.t60} s: at c={c} m/s this room cannot have less than {room.min_t60(c):.3f} s")
+    if 0 < room.t60 < room.min_t60(c):
+        raise ValueError(f"t60={room.t60} s: at c={c} m/s this room cannot have less than {room.min_t60(c):.3f} s")
     flat = _image(room, sources.reshape(-1, 3), mics, fs, check_speed(c), max_order, high_pass)
     return flat.to(sources).reshape(*sources.shape[:-1], *flat.shape[1:])
 

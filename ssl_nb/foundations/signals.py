@@ -115,7 +115,8 @@ def stft(audio: Float[Tensor, "*batch time"], length: int = 512,  # of the windo
          ) -> Complex[Tensor, "*batch frequencies frames"]:
     "Short-time Fourier transform with a square-root Hann window; frame k is centred on sample k * hop."
     window = torch.hann_window(length, device=audio.device, dtype=audio.dtype).sqrt()
-    flat = torch.stft(audio.reshape(-1, audio.shape[-1]), length, hop or length // 2, window=window, pad_mode="constant", return_complex=True)
+    flat = torch.stft(audio.reshape(-1, audio.shape[-1]), length, hop or length // 2, window=window,
+                      pad_mode="constant", return_complex=True)
     return flat.reshape(*audio.shape[:-1], *flat.shape[-2:])
 
 # %% ../../nbs/01_foundations/02_signals.ipynb #cbe14fdf
@@ -156,7 +157,8 @@ def speech_like(seconds: float, fs: int = 16000,  # Hz
     for frequency, width in ((500, 80), (1500, 120), (2500, 200)):
         if frequency >= fs / 2: continue
         radius = np.exp(-np.pi * width / fs)
-        signal = scipy.signal.lfilter([1 - radius], [1, -2 * radius * np.cos(2 * np.pi * frequency / fs), radius**2], signal) + 0.05 * signal
+        poles = [1, -2 * radius * np.cos(2 * np.pi * frequency / fs), radius**2]
+        signal = scipy.signal.lfilter([1 - radius], poles, signal) + 0.05 * signal
     signal = signal * _syllables(n, fs, rng)
     return torch.from_numpy(0.5 * signal / np.abs(signal).max()).float()
 

@@ -60,7 +60,8 @@ def run(name: Annotated[str, typer.Argument(help="Experiment, see `ssl-nb list`.
         typer.secho("interrupted: nothing was kept", fg="red", err=True)
         raise typer.Exit(130)
     except papermill.PapermillExecutionError as e:
-        typer.secho(f"{name} failed in cell {e.cell_index}: {e.ename}: {e.evalue}\nWhere it stopped is in {load_settings().runs / name}", fg="red", err=True)
+        typer.secho(f"{name} failed in cell {e.cell_index}: {e.ename}: {e.evalue}\n"
+                    f"Where it stopped is in {load_settings().runs / name}", fg="red", err=True)
         raise typer.Exit(1)
     _print_rows(json.loads((folder / "metrics.json").read_text())["rows"])
     typer.echo(f"\nreport: {folder / 'report.html'}")
@@ -117,8 +118,9 @@ def doctor() -> None:
         if name in settings.datasets: _check(name, lambda: _dataset_state(name, settings.datasets[name]), problems)
         else: typer.echo(f"{name:<12}not set (optional; settings key {name!r})")
     typer.echo(f"quarto      {shutil.which('quarto') or 'not found (only needed by make site)'}")
-    typer.secho("all is well" if not problems else f"{len(problems)} problem(s):\n" + "\n".join(f"- {p}" for p in problems), fg="red" if problems else "green")
-    if problems: raise typer.Exit(1)
+    if not problems: return typer.secho("all is well", fg="green")
+    typer.secho(f"{len(problems)} problem(s):\n" + "\n".join(f"- {p}" for p in problems), fg="red")
+    raise typer.Exit(1)
 
 # %% ../../nbs/08_workbench/03_command_line.ipynb #f2952c70
 def main() -> None:

@@ -9,7 +9,7 @@ __all__ = ['TYPES', 'PACKAGES', 'experiments_folder', 'experiments', 'find_exper
            'parse_value', 'resolve_parameters', 'record', 'circumstances', 'write_report', 'run_experiment', 'results']
 
 # %% ../../nbs/08_workbench/02_experiments.ipynb #bae445f6
-import ast, hashlib, json, os, platform, re, shutil, subprocess, sys, time
+import ast, hashlib, json, math, os, platform, re, shutil, subprocess, sys, time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -55,33 +55,43 @@ def read_parameters(notebook: str | Path) -> dict[str, Parameter]:
     parameters = {}
     for name, p in found.items():
         kind = (p["inferred_type_name"] or "").replace("List", "list")
-        if kind not in TYPES: raise ValueError(f"{Path(notebook).name}: parameter {name} has the type {kind!r}; must be one of {', '.join(TYPES)}")
+        if kind not in TYPES:
+            raise ValueError(f"{Path(notebook).name}: parameter {name} has the type {kind!r}; must be one of {', '.join(TYPES)}")
         parameters[name] = Parameter(name, kind, ast.literal_eval(p["default"]), p["help"] or "")
     return parameters
 
 # %% ../../nbs/08_workbench/02_experiments.ipynb #6173975a
-def _scalar(text: str, kind: str):
-    if kind == "str": return text
-    if kind == "bool": return {"true": True, "false": False}[text.strip().lower()]
-    return {"int": int, "float": float}[kind](text)
+def _scalar(value: object, kind: str):
+    "`value` as int, float, str or bool. Raises `ValueError` or `KeyError`."
+    if isinstance(value, str):
+        if kind == "bool": return {"true": True, "false": False}[value.strip().lower()]
+        number = {"int": int, "float": float, "str": str}[kind](value)
+    elif type(value).__name__ == kind or (type(value), kind) == (int, "float"): number = float(value) if kind == "float" else value
+    else: raise ValueError
+    if kind == "float" and not math.isfinite(number): raise ValueError
+    return number
 
+# %% ../../nbs/08_workbench/02_experiments.ipynb #9bd1c7b2
 def parse_value(parameter: Parameter, value: object) -> object:
     "`value`, text or already a Python value, as the parameter's type. Raises `ValueError` that names the parameter."
     try:
-        if not parameter.type.startswith("list["):
-            if not isinstance(value, str) and (type(value).__name__, parameter.type) not in {(t, t) for t in TYPES} | {("int", "float")}: raise ValueError
-            return float(value) if parameter.type == "float" else value if not isinstance(value, str) else _scalar(value, parameter.type)
-        inner = parameter.type[5:-1]
-        items = value if isinstance(value, list) else [v for v in value.strip().removeprefix("[").removesuffix("]").split(",") if v.strip()]
-        return [parse_value(Parameter(parameter.name, inner, None, ""), v.strip().strip("'\"") if isinstance(v, str) else v) for v in items]
-    except (ValueError, KeyError, AttributeError):
-        raise ValueError(f"{parameter.name}={value!r}: must be of type {parameter.type}, such as {parameter.default!r} ({parameter.help})") from None
+        if not parameter.type.startswith("list["): return _scalar(value, parameter.type)
+        if isinstance(value, str):
+            inside = value.strip().removeprefix("[").removesuffix("]")
+            value = [word.strip().strip("'\"") for word in inside.split(",") if word.strip()]
+        if not isinstance(value, (list, tuple)): value = [value]
+        return [_scalar(item, parameter.type[5:-1]) for item in value]
+    except (ValueError, KeyError):
+        raise ValueError(f"{parameter.name}={value!r}: must be of type {parameter.type}, such as {parameter.default!r} "
+                         f"({parameter.help})") from None
 
 # %% ../../nbs/08_workbench/02_experiments.ipynb #5966d00c
 def resolve_parameters(notebook: str | Path, given: dict[str, object],  # name -> text or value
                        profile: str | None = None, seed: int | None = None,  # from the settings if None and not in `given`
                        ) -> dict[str, object]:  # every parameter's value
-    "All parameters of a run: given over profile and seed over settings over defaults. Raises `ValueError` for an unknown name or a wrong type."
+    """All parameters of a run: given over profile and seed over settings over defaults.
+
+    Raises `ValueError` for an unknown name or a wrong type."""
     known, settings = read_parameters(notebook), load_settings()
     for name in given:
         if name not in known: raise ValueError(f"parameter {name!r} is unknown: allowed are {', '.join(known)}{nearest(name, known)}")
@@ -90,16 +100,19 @@ def resolve_parameters(notebook: str | Path, given: dict[str, object],  # name -
     chosen = {"profile": settings.profile if profile is None else profile, "seed": settings.seed if seed is None else seed}
     values = {n: p.default for n, p in known.items()} | {k: v for k, v in chosen.items() if k in known} | given
     values = {n: parse_value(known[n], v) for n, v in values.items()}
-    if values.get("profile", "smoke") not in PROFILES: raise ValueError(f"profile={values['profile']!r}: must be one of {', '.join(PROFILES)}{nearest(values['profile'], PROFILES)}")
+    wanted = values.get("profile", "smoke")
+    if wanted not in PROFILES: raise ValueError(f"profile={wanted!r}: must be one of {', '.join(PROFILES)}{nearest(wanted, PROFILES)}")
     return values
 
 # %% ../../nbs/08_workbench/02_experiments.ipynb #ea864c0f
 def record(metrics: dict[str, float],  # headline numbers by name
            rows: list[dict] | None = None,  # the experiment's table, a dictionary a row
            ) -> None:
-    "Hand an experiment's result to the run that it is part of; does nothing outside a run. Raises `ValueError` for a metric that is no finite number."
+    """Hand an experiment's result to the run that it is part of; does nothing outside a run.
+
+    Raises `ValueError` for a metric that is no finite number."""
     for name, value in metrics.items():
-        if not isinstance(value, (int, float)) or value != value or abs(value) == float("inf"):
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(f"metric {name}={value!r}: must be a finite number")
     folder = os.environ.get("SSL_NB_RUN_FOLDER")
     if folder: (Path(folder) / "recorded.json").write_text(json.dumps({"metrics": metrics, "rows": rows or []}))
@@ -128,15 +141,16 @@ def circumstances() -> dict:
         except PackageNotFoundError: return None
     return {"versions": {"python": platform.python_version()} | {p: installed(p) for p in PACKAGES},
             "git": {"commit": _words("git", "rev-parse", "HEAD"), "changed_files": len(_words("git", "status", "--porcelain").splitlines())},
-            "hardware": {"processor": _processor(), "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-                         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None, "system": platform.system()}}
+            "hardware": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system(),
+                         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}}
 
 # %% ../../nbs/08_workbench/02_experiments.ipynb #31be4e51
 def write_report(notebook: str | Path,  # an executed notebook
                  html: str | Path) -> None:
     "An HTML page of an executed notebook: text, figures and tables without the code. It runs no script and needs no network."
     from nbconvert import HTMLExporter
-    page, _ = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True).from_filename(str(notebook))
+    exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True)
+    page, _ = exporter.from_filename(str(notebook))
     Path(html).write_text(re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL), encoding="utf-8")
 
 def _drop_progress_bars(notebook: Path) -> None:
@@ -167,7 +181,8 @@ def run_experiment(name: str, given: dict[str, object] | None = None,  # paramet
                    ) -> Path:  # the run's folder
     """Run an experiment into `runs/NAME/<time>-<hash>/`: `notebook.ipynb`, `report.html`, `metrics.json`.
 
-    Raises `ValueError` before anything runs for an unknown experiment or parameter, and papermill's error when a cell fails (the run is then kept as `.failed`)."""
+    Raises `ValueError` before anything runs for an unknown experiment or parameter,
+    and papermill's error when a cell fails (the run is then kept as `.failed`)."""
     import papermill
     notebook = find_experiment(name, folder)
     values = resolve_parameters(notebook, given or {}, profile, seed)
