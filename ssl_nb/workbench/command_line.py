@@ -69,9 +69,10 @@ def run(name: Annotated[str, typer.Argument(help="Experiment, see `ssl-nb list`.
 # %% ../../nbs/08_workbench/03_command_line.ipynb #a6d3946b
 @app.command("results")
 def results_command(name: Annotated[str, typer.Argument(help="Experiment, see `ssl-nb list`.")],
+                    rows: Annotated[bool, typer.Option("--rows", help="Every row of every run's table.")] = False,
                     csv: Annotated[Optional[Path], typer.Option(help="Write the table to this CSV file instead.")] = None) -> None:
     "Tabulate the finished runs of an experiment."
-    try: table = results(name)
+    try: table = results(name, rows)
     except ValueError as e: raise refuse(e)
     if csv and not table.empty: return table.to_csv(csv, index=False)
     if table.empty: typer.echo(f"no finished run of {name} yet: try  ssl-nb run {name} --profile smoke")

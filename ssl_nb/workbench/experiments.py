@@ -220,17 +220,25 @@ def _rename(partial: Path, wanted: Path) -> Path:
     raise FileExistsError(f"{wanted}: a thousand runs of that name")
 
 # %% ../../nbs/08_workbench/02_experiments.ipynb #3c95ed4c
-def results(name: str, folder: str | Path | None = None):  # of experiment notebooks
+def _finished(name: str) -> list[tuple[str, dict]]:
+    "Folder names and contents of `metrics.json` of all whole runs, oldest first."
+    paths = sorted((load_settings().runs / name).glob("[0-9]*/metrics.json"))
+    return [(p.parent.name, json.loads(p.read_text())) for p in paths if not p.parent.name.endswith(".failed")]
+
+def _machine(run: dict) -> str: return run["hardware"]["gpu"] or f"{run['hardware']['processor']}, {run['hardware']['cores']} cores"
+
+# %% ../../nbs/08_workbench/02_experiments.ipynb #5d1f2dfa
+def results(name: str,  # of an experiment
+            rows: bool = False,  # every row of every run's table, instead of one row a run
+            folder: str | Path | None = None):  # of experiment notebooks
     "All finished runs of an experiment as a pandas table, oldest first. Raises `ValueError` for an unknown experiment."
     import pandas as pd
     defaults = {n: p.default for n, p in read_parameters(find_experiment(name, folder)).items()}
-    rows = []
-    for path in sorted((load_settings().runs / name).glob("[0-9]*/metrics.json")):
-        run = json.loads(path.read_text())
-        if path.parent.name.endswith(".failed"): continue
+    table = []
+    for label, run in _finished(name):
         changed = {k: v for k, v in run["parameters"].items() if k not in ("profile", "seed") and v != defaults.get(k)}
-        rows.append({"run": path.parent.name, "profile": run["parameters"].get("profile"), "seed": run["parameters"].get("seed"),
-                     "changed": ", ".join(f"{k}={v}" for k, v in changed.items()) or "-", **run["metrics"],
-                     "seconds": run["wall_seconds"], "commit": run["git"]["commit"][:8],
-                     "hardware": run["hardware"]["gpu"] or f"{run['hardware']['processor']}, {run['hardware']['cores']} cores"})
-    return pd.DataFrame(rows)
+        head = {"run": label, "profile": run["parameters"].get("profile"), "seed": run["parameters"].get("seed"),
+                "changed": ", ".join(f"{k}={v}" for k, v in changed.items()) or "-"}
+        tail = {"seconds": run["wall_seconds"], "commit": run["git"]["commit"][:8], "hardware": _machine(run)}
+        table += [{**head, **numbers, **tail} for numbers in (run["rows"] if rows else [run["metrics"]])]
+    return pd.DataFrame(table)
