@@ -115,6 +115,7 @@ def output_faults(cells, size):
     faults = [] if outputs else ["no output is stored"]
     if any(o["output_type"] == "error" for o in outputs): faults.append("a stored traceback")
     if any(o.get("name") == "stderr" for o in outputs): faults.append("a stored error stream")
+    if "jupyter.widget" in text: faults.append("a stored widget, which is dead without its kernel")
     faults += [f"a machine path: {m}" for m in re.findall(r"(?:/home/|/root/|/Users/|/tmp/|/work/|[A-Z]:\\\\\\\\Users)[^\"\\s]{0,40}", pictures)]
     if len(text) > 300_000: faults.append(f"{len(text) / 1e3:.0f} KB of outputs")
     return faults
@@ -134,6 +135,7 @@ def test_the_output_gate_can_fail():
     assert output_faults([stream("/home/me/x")], 0) and output_faults([stream("x", "stderr")], 0) and output_faults([], 0)
     assert output_faults([{"source": [], "outputs": [{"output_type": "error", "traceback": []}]}], 0)
     assert output_faults([stream("x" * 300_001)], 0)
+    assert output_faults([{"source": [], "outputs": [{"output_type": "display_data", "data": {"application/vnd.jupyter.widget-view+json": {}}}]}], 0)
     assert cell_faults([{"source": ["x\n"] * 41}]) and cell_faults([{"source": ["x\n"] * 11}]) and not cell_faults([{"source": ["x\n"] * 5}])
 
 

@@ -274,3 +274,83 @@ def test_power_resampling_activity():
     assert stft(torch.randn(2, 3, 4000)).shape == (2, 3, 257, 16)
     with pytest.raises(ValueError, match="silent"): add_noise(torch.zeros(2, 2, 100), 10.0)
     with pytest.raises(ValueError, match="kind='brown'"): add_noise(torch.ones(2, 100), 10.0, kind="brown")
+
+
+# --- faults that were found once, so that they stay away -----------------------------------------------------------
+
+def test_too_few_independent_delays_are_refused():
+    mics, source = GEOMETRIES["walls"]
+    source = torch.tensor(source).double()
+    for pairs in ([[0, 1]], [[0, 1], [2, 3]], [[0, 1], [1, 2], [0, 2]]):
+        pairs = torch.tensor(pairs)
+        with pytest.raises(ValueError, match="independent delays"): multilaterate(mics, tdoas(mics, source, pairs=pairs), pairs)
+    few = torch.zeros(15).double()
+    few[:2] = 1
+    with pytest.raises(ValueError, match="2 independent delays"): multilaterate(mics, tdoas(mics, source), weights=few)
+
+
+def test_mirror_image_at_a_fixed_height_is_noticed():
+    upright = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 0, 1], [1, 0, 1.3]]).double()  # in the plane y = 0
+    source = torch.tensor([0.3, -1.5, 1.0]).double()
+    with pytest.raises(ValueError, match="mirror image"): multilaterate(upright, tdoas(upright, source), bounds=[[-3.0, -3, 1], [3.0, 3, 1]])
+    fix = multilaterate(upright, tdoas(upright, source), bounds=[[-3.0, -3, 1], [3.0, 0, 1]])
+    torch.testing.assert_close(fix.position, source, rtol=0, atol=1e-5)
+    level = torch.tensor([[0.0, 0, 2], [1, 0, 2], [0, 1, 2], [1, 1.3, 2]]).double()  # its mirror turns z, and z is known
+    below = torch.tensor([0.3, 1.5, 1.0]).double()
+    torch.testing.assert_close(multilaterate(level, tdoas(level, below), bounds=[[-3.0, -3, 1], [3.0, 3, 1]]).position, below, rtol=0, atol=1e-5)
+
+
+def test_residual_is_the_rms_of_what_is_not_explained():
+    mics, source = GEOMETRIES["walls"]
+    source = torch.tensor(source).double()
+    delays = tdoas(mics, source)
+    delays[3] += 5e-3
+    fix = multilaterate(mics, delays, bounds=[[0.0, 0, 0], [6.0, 5, 3]], loss="cauchy")
+    torch.testing.assert_close(fix.residual, torch.tensor(5e-3 / 15**0.5).double(), rtol=1e-2, atol=0)
+
+
+def test_direction_bound_keeps_what_is_known():
+    ring, flat = circular_array(6, 0.1).double(), torch.tensor([1.0, 0, 0]).double()
+    bound = direction_bound(ring, flat, 1e-5)
+    assert torch.isinf(bound[1, 1]) and abs(bound[0, 0].sqrt() - 343e-5 / (0.1 * 3**0.5)) < 1e-6  # sum of y^2 over the ring: 3 r^2
+
+
+def test_silent_channel_has_a_gradient_and_inference_does_not_spoil_training():
+    x = torch.randn(3, 1000)
+    x[1] = 0
+    with torch.inference_mode(): gcc_phat(x, max_lag=11)
+    x.requires_grad_()
+    gcc_phat(x, max_lag=11).square().sum().backward()
+    assert torch.isfinite(x.grad).all() and x.grad[0].abs().max() > 0
+
+
+def test_empty_batches_stay_empty():
+    mics = GEOMETRIES["walls"][0].float()
+    assert gcc_phat(torch.zeros(0, 3, 100), max_lag=9).shape == (0, 3, 19)
+    assert delays_from_gcc(torch.zeros(0, 3, 19), 16000).shape == (0, 3)
+    assert multilaterate(mics, torch.zeros(0, 15)).position.shape == (0, 3)
+    assert rirs(Room((6, 5, 3)), torch.zeros(0, 3), mics).shape[:2] == (0, 6)
+    assert fractional_delay(torch.zeros(0, 50), torch.zeros(0)).shape == (0, 50)
+
+
+def test_long_delays_are_exact():
+    x = torch.randn(160_000, generator=torch.Generator().manual_seed(0))
+    single, double = fractional_delay(x, torch.tensor(20000.3)), fractional_delay(x.double(), torch.tensor(20000.3).double())
+    assert (single - double).abs().max() < 5e-3 and (fractional_delay(x, torch.tensor(20000.0))[20000:] - x[:-20000]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda: delays_from_gcc(torch.full((1, 5), math.nan), 16000), "gcc: .* finite"), (lambda: delays_from_gcc(torch.ones(1, 5), 16000, max_delay=-torch.ones(1)), "max_delay=-1"),
+    (lambda: delays_from_gcc(torch.ones(1, 5), 16000, max_delay=torch.full((1,), math.nan)), "max_delay=nan"),
+    (lambda: add_noise(torch.ones(2, 50), -math.inf), "snr_db=-inf"), (lambda: add_noise(torch.ones(2, 50), math.nan), "snr_db=nan"),
+    (lambda: make_scene(Room((5, 4, 3)), speech_like(0.5), torch.tensor([1.0, 1, 1]), torch.ones(2, 3) * 2, snr_db=math.nan), "snr_db=nan"),
+    (lambda: stft(torch.ones(900), 511), "length=511"), (lambda: stft(torch.ones(900), 512, 0), "hop=0"),
+    (lambda: fractional_delay(torch.ones(50), torch.tensor(math.nan)), "delay"), (lambda: speech_like(0.0), "seconds=0"),
+    (lambda: position_bound(torch.eye(3), torch.ones(3)), "one of the two"),
+])
+def test_bad_calls_that_used_to_pass(call, words):
+    with pytest.raises(ValueError, match=words): call()
+
+
+def test_short_speech():
+    assert [len(speech_like(s)) for s in (0.001, 0.01, 0.05)] == [16, 160, 800]

@@ -54,7 +54,7 @@ class Speech(Sequence):
     def talk(self, seconds: float,  # how long
              generator: torch.Generator) -> Float[Tensor, "time"]:
         "A stretch of one voice, drawn at random: utterance after utterance in random order, cut at a random place."
-        if not seconds > 0: raise ValueError(f"seconds={seconds}: must be positive")
+        if not seconds * self.fs >= 1: raise ValueError(f"seconds={seconds}: must be at least one sample at {self.fs} Hz")
         voices = sorted(self.table.voice.unique())
         voice = voices[int(torch.randint(len(voices), (), generator=generator))]
         rows = self.table.index[self.table.voice == voice].tolist()

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from .geometry import SPEED_OF_SOUND, check_pairs, check_speed, distances, pair_differences
+from .geometry import SPEED_OF_SOUND, check_floating, check_pairs, check_speed, distances, pair_differences
 from .geometry import hyperbola, max_pair_tdoas, tdoas
 
 # %% ../../nbs/01_foundations/05_multilateration.ipynb #1f30443d
@@ -40,7 +40,7 @@ def difference_matrix(pairs: Int[Tensor, "pairs 2"],  # indices (i, j)
     return eye[pairs[:, 0]] - eye[pairs[:, 1]]
 
 # %% ../../nbs/01_foundations/05_multilateration.ipynb #79ec070f
-_PAIR_NOISE = 1e-3  # every pair has at least this variance of its own, relative to a microphone's, so that C can be inverted
+_PAIR_NOISE = 1e-4  # every pair has at least this variance of its own, relative to a microphone's, so that C can be inverted
 
 def delay_information(pairs: Int[Tensor, "pairs 2"], n_mics: int,
                       sigma: Float[Tensor, "*#batch mics"],  # standard deviation of each microphone's timing, in any unit
@@ -56,38 +56,47 @@ def delay_information(pairs: Int[Tensor, "pairs 2"], n_mics: int,
     return torch.diag_embed(alone.squeeze(-1)) - scaled @ torch.linalg.inv(inner) @ scaled.mT
 
 # %% ../../nbs/01_foundations/05_multilateration.ipynb #5a76ceac
+def _unit_vectors(mics, sources):
+    "From every microphone to the source, (*batch, mics, dim)."
+    offset = sources.unsqueeze(-2) - mics
+    return offset / torch.linalg.vector_norm(offset, dim=-1, keepdim=True).clamp(min=1e-9)
+
 def _gradient(mics, sources, c, pairs):
     "Derivative of every pair's delay by the position, (*batch, pairs, dim), s/m."
-    offset = sources.unsqueeze(-2) - mics
-    unit = offset / torch.linalg.vector_norm(offset, dim=-1, keepdim=True).clamp(min=1e-9)
-    return pair_differences(unit.transpose(-1, -2), pairs).transpose(-1, -2) / c
+    return pair_differences(_unit_vectors(mics, sources).mT, pairs).mT / c
 
 # %% ../../nbs/01_foundations/05_multilateration.ipynb #8fca3249
 def _inverse_or_infinite(information):
-    "Inverse of symmetric matrices; infinite on the diagonal where a matrix says nothing about some direction."
-    eye = torch.eye(information.shape[-1], dtype=information.dtype, device=information.device)
-    size = information.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].clamp(min=torch.finfo(information.dtype).tiny)
-    least = torch.linalg.eigvalsh(information / size)[..., :1, None]
-    blind = ~(least > 1e-9)
-    inverse = torch.linalg.inv(torch.where(blind, eye, information / size)) / size
-    return torch.where(blind, torch.where(eye > 0, torch.inf, 0.0).to(eye), inverse)
+    "Inverse of symmetric matrices on what they know about; infinite on the diagonal of every coordinate that they leave open."
+    values, vectors = torch.linalg.eigh(information)
+    known = values > 1e-9 * values[..., -1:].clamp(min=torch.finfo(values.dtype).tiny)
+    inverse = (vectors * torch.where(known, 1 / values, torch.zeros_like(values)).unsqueeze(-2)) @ vectors.mT
+    open_part = (vectors.square() * (~known).unsqueeze(-2)).sum(-1)
+    return inverse + torch.diag_embed(torch.where(open_part > 1e-9, torch.inf, 0.0).to(values))
 
 # %% ../../nbs/01_foundations/05_multilateration.ipynb #9b5fa58a
 def position_bound(mics: Float[Tensor, "*#batch mics dim"],  # microphone positions, m
                    sources: Float[Tensor, "*#batch dim"],  # source positions, m
-                   sigma: float | Float[Tensor, "*#batch mics"],  # standard deviation of the time of arrival at each microphone, s
+                   sigma: float | Float[Tensor, "*#batch mics"] | None = None,  # standard deviation of each arrival time, s
                    pairs: Int[Tensor, "pairs 2"] | None = None,  # all pairs if None
-                   c: float = SPEED_OF_SOUND) -> Float[Tensor, "*out dim dim"]:  # m^2
+                   c: float = SPEED_OF_SOUND,
+                   information: Float[Tensor, "*#batch mics mics"] | None = None,  # instead of sigma: from `arrival_information`, 1/s^2
+                   ) -> Float[Tensor, "*out dim dim"]:  # m^2
     """Cramér-Rao bound (3) of the position, as a covariance matrix; the root of its trace is the least RMSE.
 
-    Infinite on the diagonal where the geometry leaves a direction open. Raises `ValueError` for a sigma that is not positive."""
+    Infinite on the diagonal where the geometry leaves a coordinate open. Raises `ValueError` for a sigma that is not positive."""
+    if (sigma is None) == (information is None): raise ValueError("sigma, information: give one of the two")
+    mics64, sources64 = mics.double(), sources.double()
+    if information is not None:
+        toward = _unit_vectors(mics64, sources64) / check_speed(c)
+        return _inverse_or_infinite(toward.mT @ information.double() @ toward).to(sources.dtype)
     sigma = torch.as_tensor(sigma, dtype=torch.float64, device=mics.device)
     if not (sigma > 0).all(): raise ValueError(f"sigma={float(sigma.min())} s: must be positive")
     pairs = check_pairs(pairs, mics.shape[-2]).to(mics.device)
     unit = sigma.mean()  # computing in units of sigma keeps the matrices near 1
     relative = (sigma / unit).expand(*sigma.shape[:-1], mics.shape[-2])
     inverse = delay_information(pairs, mics.shape[-2], relative, torch.ones_like(pairs[:, 0], dtype=torch.float64))
-    gradient = _gradient(mics.double(), sources.double(), check_speed(c), pairs)
+    gradient = _gradient(mics64, sources64, check_speed(c), pairs)
     return (_inverse_or_infinite(gradient.mT @ inverse @ gradient) * unit**2).to(sources.dtype)
 
 # %% ../../nbs/01_foundations/05_multilateration.ipynb #f6834ca9
@@ -140,28 +149,44 @@ def _step(state, mics, delays, pairs, sigma, weights, scale, fixed, low, high, c
 # %% ../../nbs/01_foundations/05_multilateration.ipynb #d6fbd0ae
 def spanned_dimensions(mics: Float[Tensor, "*batch mics dim"]) -> int:
     "Dimensions that the microphones span: 1 on a line, 2 in a plane, 3 in space (the least over the batch)."
-    centred = mics.double() - mics.double().mean(-2, keepdim=True)
-    values = torch.linalg.svdvals(centred)
+    values = torch.linalg.svdvals(mics.double() - mics.double().mean(-2, keepdim=True))
     return int((values > 1e-4 * values[..., :1]).sum(-1).min())
 
-def _check_geometry(mics, low, high):
+# %% ../../nbs/01_foundations/05_multilateration.ipynb #d82d141e
+def _mirror_normals(mics, fixed):
+    "Directions normal to all microphones and to all coordinates that are fixed, (dim, n): mirrors that the delays cannot see."
+    centred = torch.cat([mics - mics.mean(-2, keepdim=True), torch.eye(mics.shape[-1]).to(mics)[fixed] * 1e3])  # 1e3: fixed for sure
+    _, values, rows = torch.linalg.svd(centred)
+    rank = int((values > 1e-4 * torch.linalg.svdvals(mics - mics.mean(-2, keepdim=True))[0]).sum())
+    return rows[rank:].T
+
+def _check_mirror(mics, low, high):
+    "Raise where a mirror image or a circle of positions has the same delays and lies inside the bounds too."
+    dim = mics.shape[-1]
+    normals = _mirror_normals(mics, (high - low) == 0)
+    if normals.shape[1] > 1: raise ValueError(f"mics: on a line, so a position in {dim}-D turns around it; add microphones off the line or solve in 2-D")
+    if normals.shape[1] == 0: return
+    sides = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], device=mics.device, dtype=mics.dtype)] * dim)
+    height = (low + sides * (high - low) - mics.mean(-2)) @ normals[:, 0]  # of the corners of the bounds over the mirror
+    if height.amax() > 1e-3 and height.amin() < -1e-3: raise ValueError(
+        f"mics: {'in a plane' if dim == 3 else 'on a line'}, so the mirror image fits as well; give bounds on one side of it")
+
+# %% ../../nbs/01_foundations/05_multilateration.ipynb #a7cfbb5f
+def _check_geometry(mics, pairs, weights, low, high):
     "Raise where the delays leave more than one answer inside the bounds."
     n_mics, dim = mics.shape[-2:]
     if dim not in (2, 3): raise ValueError(f"mics: {dim} coordinates, must be 2 or 3")
     unknown = int((high > low).reshape(-1, dim).any(0).sum())  # a coordinate with equal bounds is known
     if n_mics < unknown + 1:
         raise ValueError(f"mics: {n_mics} microphones, at least {unknown + 1} are needed for {unknown} unknown coordinates")
-    spans = spanned_dimensions(mics)
-    if spans >= unknown: return
-    if spans < dim - 1:
-        raise ValueError(f"mics: on a line, so a position in {dim}-D turns around it; add microphones off the line or solve in 2-D")
-    flat = mics.reshape(-1, n_mics, dim)
-    normal = torch.linalg.svd(flat - flat.mean(-2, keepdim=True))[2][:, -1]  # (batch, dim)
-    sides = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], device=mics.device, dtype=mics.dtype)] * dim)
-    corners = low.reshape(-1, 1, dim) + sides * (high - low).reshape(-1, 1, dim)
-    height = ((corners - flat.mean(-2, keepdim=True)) * normal.unsqueeze(-2)).sum(-1)
-    if ((height.amax(-1) > 1e-3) & (height.amin(-1) < -1e-3)).any(): raise ValueError(
-        f"mics: {'in a plane' if dim == 3 else 'on a line'}, so the mirror image fits as well; give bounds on one side of it")
+    trusted = difference_matrix(pairs, n_mics, mics) * (weights > 0).unsqueeze(-1)
+    known = int(torch.linalg.matrix_rank(trusted).min()) if len(pairs) else 0
+    if known < unknown:
+        raise ValueError(f"pairs: {known} independent delays with a weight above 0, at least {unknown} are needed for {unknown} unknown coordinates")
+    if spanned_dimensions(mics) == dim: return
+    batch = torch.broadcast_shapes(mics.shape[:-2], low.shape[:-1])
+    flat = [v.expand(*batch, *v.shape[v.ndim - k:]).reshape(-1, *v.shape[v.ndim - k:]) for v, k in ((mics, 2), (low, 1), (high, 1))]
+    for array, bottom, top in zip(*flat): _check_mirror(array, bottom, top)  # flat arrays are rare: one after the other
 
 # %% ../../nbs/01_foundations/05_multilateration.ipynb #30b52dde
 def _bounds(bounds, mics):
@@ -203,11 +228,13 @@ def multilaterate(mics: Float[Tensor, "*#batch mics dim"],  # microphone positio
     and for delays that are no numbers. With just one microphone more than unknowns two positions may fit; one of them is returned."""
     if loss not in ("squared", "cauchy"): raise ValueError(f"loss={loss!r}: must be squared or cauchy")
     if not scale > 0: raise ValueError(f"scale={scale} s: must be positive")
+    check_floating(mics=mics, delays=delays)
     pairs, kind = check_pairs(pairs, mics.shape[-2]).to(mics.device), delays.dtype
     mics, delays = mics.double(), delays.double()  # single precision would round delays of nanoseconds
     weights = _check_delays(delays, mics, pairs, weights, check_speed(c))
     low, high = _bounds(bounds, mics)
-    _check_geometry(mics, low, high)
+    if not delays.numel(): return Fix(delays.new_zeros(*delays.shape[:-1], mics.shape[-1]).to(kind), delays.new_zeros(delays.shape[:-1]).to(kind), torch.ones(delays.shape[:-1], dtype=torch.bool))
+    _check_geometry(mics, pairs, weights, low, high)
     scale = None if loss == "squared" else scale
     batch = torch.broadcast_shapes(mics.shape[:-2], delays.shape[:-1], weights.shape[:-1], low.shape[:-1])
     mics, delays = mics.expand(*batch, *mics.shape[-2:]), delays.expand(*batch, -1)
@@ -220,9 +247,10 @@ def multilaterate(mics: Float[Tensor, "*#batch mics dim"],  # microphone positio
     position = starts.gather(-2, best.unsqueeze(-1).expand(*best.shape, starts.shape[-1]))
     position, moved = _refine(position, mics.unsqueeze(-3), delays.unsqueeze(-2), pairs, many(weights), scale, low, high, c)
     cost = _cost(delays.unsqueeze(-2) - tdoas(mics.unsqueeze(-3), position, c, pairs), many(weights), scale)
-    value, winner = cost.min(-1)
-    position = position.gather(-2, winner[..., None, None].expand(*winner.shape, 1, position.shape[-1])).squeeze(-2)
-    return Fix(position.to(kind), (value / weights.sum(-1)).sqrt().to(kind), moved.gather(-1, winner.unsqueeze(-1)).squeeze(-1) < 1e-4)
+    winner = cost.argmin(-1, keepdim=True)
+    position = position.gather(-2, winner.unsqueeze(-1).expand(*winner.shape, position.shape[-1])).squeeze(-2)
+    unexplained = (_cost(delays - tdoas(mics, position, c, pairs), weights, None) / weights.sum(-1)).sqrt()
+    return Fix(position.to(kind), unexplained.to(kind), moved.gather(-1, winner).squeeze(-1) < 1e-4)
 
 # %% ../../nbs/01_foundations/05_multilateration.ipynb #d97a5124
 def _toas(delays, weights, pairs, mics):
@@ -254,20 +282,20 @@ def multilateration_curves(mics: Float[Tensor, "mics 2"],  # m
                            source: Float[Tensor, "2"],  # m
                            size,  # room sides (x, y), m
                            sigma: float = 1e-4,  # timing error at each microphone, s
-                           seed: int = 0) -> tuple[list[dict], str]:
-    "Hyperbolas of noisy delays, the bound's ellipse and the fix, as curves for `plots.DragRoom`, and a line of text."
-    errors = torch.randn(len(mics), generator=torch.Generator().manual_seed(seed)) * sigma
+                           draws: int = 20, seed: int = 0) -> tuple[list[dict], str]:
+    "Hyperbolas of noisy delays, fixes of several draws and the bound's ellipse, as curves for `plots.DragRoom`, and a line of text."
+    errors = torch.randn(draws, len(mics), generator=torch.Generator().manual_seed(seed)) * sigma
     limit = max_pair_tdoas(mics) * 0.999
     delays = (tdoas(mics, source) + pair_differences(errors)).clamp(-limit, limit)
-    curves = [{"points": points.tolist(), "color": "#56B4E9"} for points in hyperbola(mics, delays).nan_to_num()]
+    curves = [{"points": points.tolist(), "color": "#56B4E9"} for points in hyperbola(mics, delays[0]).nan_to_num()]
     bound = position_bound(mics, source, sigma)
-    if torch.isfinite(bound).all(): curves.append({"points": _ellipse(source, bound).tolist(), "color": "#D55E00"})
-    try: fix = multilaterate(mics, delays, bounds=[[0.0, 0.0], [float(size[0]), float(size[1])]]).position
+    if torch.isfinite(bound).all(): curves.append({"points": _ellipse(source, bound).tolist(), "color": "#CC79A7"})
+    try: fixes = multilaterate(mics, delays, bounds=[[0.0, 0.0], [float(size[0]), float(size[1])]]).position
     except ValueError as e: return curves, str(e)
-    cross = 0.12 * torch.tensor([[-1.0, -1], [1, 1], [0, 0], [-1, 1], [1, -1]])
-    curves.append({"points": (fix + cross).tolist(), "color": "#000000"})
-    best = float(bound.trace().sqrt() * 100)
-    return curves, f"error {float((fix - source).norm()) * 100:.1f} cm, bound {best:.1f} cm"
+    cross = 0.05 * torch.tensor([[-1.0, -1], [1, 1], [0, 0], [-1, 1], [1, -1]])
+    curves += [{"points": (fix + cross).tolist(), "color": "#000000"} for fix in fixes]
+    rmse = (fixes - source).square().sum(-1).mean().sqrt() * 100
+    return curves, f"RMSE of {draws} fixes {rmse:.1f} cm, bound {bound.trace().sqrt() * 100:.1f} cm"
 
 # %% ../../nbs/01_foundations/05_multilateration.ipynb #89c9f2d1
 def _tangent_basis(direction):

@@ -170,7 +170,7 @@ function render({model, el}) {
       node.addEventListener("pointerdown", e => { held = [name, i]; svg.setPointerCapture(e.pointerId); });
     };
     model.get("mics").forEach((p, i) => dot("mic", i, p, "#0072B2", 8));
-    dot("source", 0, model.get("source"), "#D55E00", 10);
+    dot("source", 0, model.get("source"), "#D55E00", 7);
   };
 """
 
@@ -178,7 +178,7 @@ function render({model, el}) {
 _DRAG_JS += """
   svg.addEventListener("pointermove", e => {
     if (!held) return;
-    const box = svg.getBoundingClientRect(), clip = (v, top) => Math.min(Math.max(v, 0), top);
+    const box = svg.getBoundingClientRect(), clip = (v, top) => Math.min(Math.max(Math.round(20 * v) / 20, 0), top);  // 5 cm steps
     const p = [clip((e.clientX - box.left - m) / k, W), clip(H - (e.clientY - box.top - m) / k, H)];
     if (held[0] === "source") model.set("source", p);
     else model.set("mics", model.get("mics").map((q, i) => i === held[1] ? p : q));

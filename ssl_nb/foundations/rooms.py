@@ -16,7 +16,7 @@ import scipy.fft
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from .geometry import SPEED_OF_SOUND, check_speed, distances
+from .geometry import SPEED_OF_SOUND, check_floating, check_speed, distances
 from .signals import add_noise, voice_activity
 
 # %% ../../nbs/01_foundations/03_rooms.ipynb #53bdc192
@@ -112,9 +112,9 @@ METHODS = ("anechoic", "image")
 def rirs(room: Room, sources: Float[Tensor, "*batch 3"],  # source positions, m
          mics: Float[Tensor, "mics 3"],  # microphone positions, m; in a wall is allowed
          fs: int = 16000,  # sampling rate, Hz
-         method: str = "image",  # anechoic: the direct path alone; image: all reflections until T60
+         method: str = "image",  # anechoic: the direct path alone; image: all reflections until about 0.9 T60
          c: float = SPEED_OF_SOUND,  # m/s
-         max_order: int | None = None,  # most reflections of a path; as many as T60 needs if None
+         max_order: int | None = None,  # most reflections of a path; as many as pyroomacoustics takes for T60 if None
          high_pass: bool = False,  # pyroomacoustics' 10 Hz filter
          ) -> Float[Tensor, "*batch mics taps"]:  # amplitude 1 at 1 m, equation (2)
     """Impulse responses from every source to every microphone, equation (2): the direct path lies at |s - m| / c, no delay is added.
@@ -123,6 +123,8 @@ def rirs(room: Room, sources: Float[Tensor, "*batch 3"],  # source positions, m
     Raises `ValueError` for a point outside the room, a microphone on a source, or an unknown method."""
     if method not in METHODS: raise ValueError(f"method={method!r}: must be one of {', '.join(METHODS)}")
     if fs < 1: raise ValueError(f"fs={fs} Hz: must be at least 1")
+    check_floating(sources=sources, mics=mics)
+    if not sources.numel(): return sources.new_zeros(*sources.shape[:-1], len(mics), 0)
     _check_scene(room, sources, mics)
     if method == "anechoic" or room.t60 == 0: return _anechoic(sources, mics, fs, check_speed(c))
     if 0 < room.t60 < room.min_t60(c):
@@ -186,6 +188,6 @@ def make_scene(room: Room, signal: Float[Tensor, "time"],  # what the source say
                method: str = "image", generator: torch.Generator | None = None, c: float = SPEED_OF_SOUND) -> Scene:
     "The recording of one source that stays in its place."
     audio = reverberate(signal, rirs(room, source, mics, fs, method, c))
-    if math.isfinite(snr_db): audio = add_noise(audio, snr_db, generator)
+    if snr_db != math.inf: audio = add_noise(audio, snr_db, generator)
     active = voice_activity(signal, fs)
     return Scene(audio, fs, mics, source.expand(len(active), 3), active, room, round(0.02 * fs))

@@ -17,6 +17,7 @@ import soundfile
 import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
+from .geometry import check_floating
 
 # %% ../../nbs/01_foundations/02_signals.ipynb #0f99d83e
 def read_audio(path: str | Path,  # WAV, FLAC, OGG and what else libsndfile reads
@@ -45,6 +46,7 @@ def resample(audio: Float[Tensor, "*batch time"],
              ) -> Float[Tensor, "*batch new_time"]:
     "Resample along time by SciPy's polyphase filter (on the CPU); no delay is added. Raises `ValueError` for bad rates."
     if min(fs_in, fs_out) < 1: raise ValueError(f"fs_in={fs_in} Hz, fs_out={fs_out} Hz: must be at least 1")
+    check_floating(audio=audio)
     if fs_in == fs_out: return audio
     common = math.gcd(int(fs_in), int(fs_out))
     result = scipy.signal.resample_poly(audio.detach().cpu().numpy(), fs_out // common, fs_in // common, axis=-1)
@@ -55,13 +57,16 @@ def fractional_delay(audio: Float[Tensor, "*#batch time"],
                      delay: Float[Tensor, "*#batch"],  # samples, any sign and fraction; one per leading index
                      wrap: bool = False,  # treat the signal as periodic; zeros come in from outside if False
                      ) -> Float[Tensor, "*out time"]:
-    "Band-limited delay by a phase ramp in the frequency domain, equation (1)."
+    "Band-limited delay by a phase ramp in the frequency domain, equation (1). Raises `ValueError` for a delay that is not finite."
+    check_floating(audio=audio, delay=delay)
+    if not torch.isfinite(delay).all(): raise ValueError("delay: holds values that are not finite numbers")
     time = audio.shape[-1]
+    if not (audio.numel() and delay.numel()): return audio.expand(*torch.broadcast_shapes(audio.shape[:-1], delay.shape), time)
     pad = 0 if wrap else int(delay.abs().max().ceil()) + 64  # 64: the ringing of a band-limited delay has died down to 0.5 %
     n = time + 2 * pad
-    k = torch.arange(n // 2 + 1, device=audio.device, dtype=audio.dtype)
-    ramp = torch.exp(-2j * torch.pi * k * delay.unsqueeze(-1) / n)
-    spectrum = torch.fft.rfft(torch.nn.functional.pad(audio, (pad, pad))) * ramp
+    turns = torch.arange(n // 2 + 1, device=audio.device).double() * delay.double().unsqueeze(-1) / n  # many: single precision would blur them
+    spectrum = torch.fft.rfft(torch.nn.functional.pad(audio, (pad, pad)))
+    spectrum = spectrum * torch.exp(-2j * torch.pi * turns).to(spectrum.dtype)
     return torch.fft.irfft(spectrum, n)[..., pad:pad + time]
 
 # %% ../../nbs/01_foundations/02_signals.ipynb #45f902d5
@@ -92,11 +97,11 @@ def add_noise(audio: Float[Tensor, "*batch mics time"],
               ) -> Float[Tensor, "*batch mics time"]:
     """Add noise of equal power to all microphones of a recording, equation (2) over the mean power of its channels.
 
-    Raises `ValueError` for a recording that is silent in all channels: no noise has an SNR to it."""
+    An infinite SNR adds nothing. Raises `ValueError` for a recording that is silent in all channels: no noise has an SNR to it."""
     power = audio.square().mean((-2, -1))
     if (power == 0).any(): raise ValueError("audio: silent in all channels, so no SNR can be set")
     snr = torch.as_tensor(snr_db, dtype=audio.dtype, device=audio.device)
-    if torch.isnan(snr).any(): raise ValueError(f"snr_db={snr_db} dB: must be a number")
+    if (torch.isnan(snr) | (snr == -torch.inf)).any(): raise ValueError(f"snr_db={snr_db} dB: must be a number above minus infinity")
     scale = (power / 10 ** (snr / 10)).sqrt()
     return audio + scale[..., None, None] * noise(tuple(audio.shape), kind, generator).to(audio)
 
@@ -113,7 +118,9 @@ def frames(audio: Float[Tensor, "*batch time"],
 def stft(audio: Float[Tensor, "*batch time"], length: int = 512,  # of the window, samples
          hop: int | None = None,  # samples; half a window if None
          ) -> Complex[Tensor, "*batch frequencies frames"]:
-    "Short-time Fourier transform with a square-root Hann window; frame k is centred on sample k * hop."
+    "Short-time Fourier transform with a square-root Hann window; frame k is centred on sample k * hop. Raises `ValueError` for an odd length."
+    if length < 2 or length % 2: raise ValueError(f"length={length} samples: must be even")
+    if hop is not None and not 1 <= hop <= length // 2: raise ValueError(f"hop={hop} samples: must be from 1 to half a window, {length // 2}")
     window = torch.hann_window(length, device=audio.device, dtype=audio.dtype).sqrt()
     flat = torch.stft(audio.reshape(-1, audio.shape[-1]), length, hop or length // 2, window=window,
                       pad_mode="constant", return_complex=True)
@@ -144,7 +151,7 @@ def _syllables(n: int, fs: int, rng: np.random.Generator) -> np.ndarray:
     loud[0] = 1.0  # never silent throughout
     gate = np.repeat(loud, (lengths * fs).astype(int))[:n]
     edge = np.hanning(max(3, int(0.02 * fs)))
-    return np.convolve(gate, edge / edge.sum(), mode="same")
+    return np.convolve(gate, edge / edge.sum())[len(edge) // 2:][:n]
 
 # %% ../../nbs/01_foundations/02_signals.ipynb #241bd22b
 def speech_like(seconds: float, fs: int = 16000,  # Hz
