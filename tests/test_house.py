@@ -177,4 +177,10 @@ def test_lock_pins_every_dependency_at_or_above_its_lower_bound():
         assert pins[requirement.name.lower().replace("_", "-")] in requirement.specifier, text
 
 
+def test_the_website_lists_every_notebook_once():
+    entries = re.findall(r"^\s+- (\S+\.ipynb)$", (ROOT / "_quarto.yml").read_text(), flags=re.MULTILINE)
+    assert sorted(entries) == sorted(p.relative_to(ROOT / "nbs").as_posix() for p in NOTEBOOKS)
+    assert (ROOT / "nbs/_quarto.yml").resolve() == ROOT / "_quarto.yml"  # nbdev reads it there
+
+
 def test_every_chapter_is_found(): assert len(chapters()) >= 10
