@@ -24,7 +24,7 @@ def test_every_experiment_runs_at_smoke(name, tmp_path):
     summary = json.loads((folder / "metrics.json").read_text())
     assert summary["parameters"]["profile"] == "smoke" and summary["parameters"]["seed"] == 1
     assert summary["metrics"] and summary["versions"]["torch"] and summary["hardware"]["cores"] and summary["wall_seconds"] > 0
-    assert str(folder / "report.html") in done.stdout
+    assert str(folder / "report.html") in done.stdout and summary["note"] in done.stdout
     table = call("results", name, runs=tmp_path)
     assert table.returncode == 0 and folder.name in table.stdout
 

@@ -281,7 +281,7 @@ def _ellipse(center, cov, points=60):
 def multilateration_curves(mics: Float[Tensor, "mics 2"],  # m
                            source: Float[Tensor, "2"],  # m
                            size,  # room sides (x, y), m
-                           sigma: float = 1e-4,  # timing error at each microphone, s
+                           sigma: float = 2e-4,  # timing error at each microphone, s
                            draws: int = 20, seed: int = 0) -> tuple[list[dict], str]:
     "Hyperbolas of noisy delays, fixes of several draws and the bound's ellipse, as curves for `plots.DragRoom`, and a line of text."
     errors = torch.randn(draws, len(mics), generator=torch.Generator().manual_seed(seed)) * sigma

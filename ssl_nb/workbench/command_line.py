@@ -63,7 +63,9 @@ def run(name: Annotated[str, typer.Argument(help="Experiment, see `ssl-nb list`.
         typer.secho(f"{name} failed in cell {e.cell_index}: {e.ename}: {e.evalue}\n"
                     f"Where it stopped is in {load_settings().runs / name}", fg="red", err=True)
         raise typer.Exit(1)
-    _print_rows(json.loads((folder / "metrics.json").read_text())["rows"])
+    summary = json.loads((folder / "metrics.json").read_text())
+    _print_rows(summary["rows"])
+    if summary["note"]: typer.echo(f"\n{summary['note']}")
     typer.echo(f"\nreport: {folder / 'report.html'}")
 
 # %% ../../nbs/08_workbench/03_command_line.ipynb #a6d3946b

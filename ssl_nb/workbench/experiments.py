@@ -107,6 +107,7 @@ def resolve_parameters(notebook: str | Path, given: dict[str, object],  # name -
 # %% ../../nbs/08_workbench/02_experiments.ipynb #ea864c0f
 def record(metrics: dict[str, float],  # headline numbers by name
            rows: list[dict] | None = None,  # the experiment's table, a dictionary a row
+           note: str = "",  # one line to print below the table
            ) -> None:
     """Hand an experiment's result to the run that it is part of; does nothing outside a run.
 
@@ -115,7 +116,7 @@ def record(metrics: dict[str, float],  # headline numbers by name
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(f"metric {name}={value!r}: must be a finite number")
     folder = os.environ.get("SSL_NB_RUN_FOLDER")
-    if folder: (Path(folder) / "recorded.json").write_text(json.dumps({"metrics": metrics, "rows": rows or []}))
+    if folder: (Path(folder) / "recorded.json").write_text(json.dumps({"metrics": metrics, "rows": rows or [], "note": note}))
 
 # %% ../../nbs/08_workbench/02_experiments.ipynb #ea8cef73
 def _words(*command: str) -> str:
@@ -198,7 +199,7 @@ def run_experiment(name: str, given: dict[str, object] | None = None,  # paramet
         write_report(partial / "notebook.ipynb", partial / "report.html")
         recorded = partial / "recorded.json"
         if not recorded.exists(): raise ValueError(f"{notebook.name}: records nothing (its last cell must call `record`)")
-        summary = {"experiment": name, "parameters": values, **json.loads(recorded.read_text()), **circumstances(),
+        summary = {"experiment": name, "seed": values.get("seed"), "parameters": values, **json.loads(recorded.read_text()), **circumstances(),
                    "wall_seconds": round(time.perf_counter() - start, 2), "finished": datetime.now().isoformat(timespec="seconds")}
         (partial / "metrics.json").write_text(json.dumps(summary, indent=1))
         recorded.unlink()
