@@ -16,6 +16,7 @@ help: ## list the targets
 
 # The stamp is written last: an interrupted build is built again.
 $(STAMP): requirements.lock pyproject.toml
+	@command -v "$(PYTHON)" >/dev/null || { echo "$(PYTHON) is not on the PATH: Python 3.11 or newer is needed. Try: make PYTHON=python3.12" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(f"Python {sys.version.split()[0]} is too old: 3.11 or newer is needed. Try: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	@echo "Setting up $(VENV) (once; about a minute plus the downloads) ..."
 	@rm -rf $(VENV) && "$(PYTHON)" -m venv $(VENV)

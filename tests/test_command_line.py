@@ -55,6 +55,8 @@ def test_own_speech_folder(tmp_path):
     (["run", "quickstart", "-p", "seed=1", "--seed", "2"], "given twice"),
     (["run", "quickstart", "--profile", "labtop"], "did you mean 'laptop'"),
     (["run", "quickstart", "--seed", "x"], "--seed"),
+    (["run", "quickstart", "--seed", "-1"], "seed=-1"), (["run", "quickstart", "-p", "seed=99999999999"], "seed=99999999999"),
+    (["run", "quickstart", "-p", "snr_db=nan"], "snr_db='nan'"),
     (["results", "quikstart"], "did you mean 'quickstart'"),
     (["runn"], "runn"),
 ])
@@ -62,6 +64,41 @@ def test_refused_before_anything_runs(words, told, tmp_path):
     done = call(*words, runs=tmp_path)
     assert done.returncode == 2 and told in done.stderr + done.stdout and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("word, told", [("t60=0,0", "different"), ("t60=8", "at most 2"), ("weighting=foo", "weighting='foo'"), ("method=foo", "method='foo'"),
+                                        ("window=0", "window=0"), ("room_size=3,3", "room_size"), ("speech=", "split=''"), ("snr_db=-500", "snr_db=-500")])
+def test_bad_values_stop_a_run_before_it_simulates(word, told, tmp_path):
+    done = call("run", "quickstart", "-p", word, runs=tmp_path)  # at the laptop profile: simulating would take minutes
+    assert done.returncode == 1 and told in done.stderr and "Traceback" not in done.stderr
+    folder, = (tmp_path / "quickstart").iterdir()
+    assert folder.name.endswith(".failed") and str(folder) in done.stderr
+
+
+def test_a_dead_kernel_is_one_line_and_its_run_is_kept(tmp_path):
+    source = json.loads((ROOT / "nbs/09_experiments/01_quickstart.ipynb").read_text())
+    cells = [c for c in source["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("".join(cells[0]["source"]), metadata={"tags": ["parameters"]}),
+                                               nbformat.v4.new_code_cell("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")],
+                                        metadata={"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}})
+    (tmp_path / "nbs/09_experiments").mkdir(parents=True)
+    nbformat.write(notebook, tmp_path / "nbs/09_experiments/01_dies.ipynb")
+    (tmp_path / "settings.ini").write_text("[ssl_nb]\n")
+    done = call("run", "dies", runs=tmp_path / "runs", SSL_NB_SETTINGS=str(tmp_path / "settings.ini"))
+    assert done.returncode == 1 and "the kernel died" in done.stderr and "Traceback" not in done.stderr
+    assert [p.name.endswith(".failed") for p in (tmp_path / "runs/dies").iterdir()] == [True]
+
+
+def test_damaged_and_abandoned_runs(tmp_path):
+    home = tmp_path / "quickstart"
+    for name, text in (("20260101-000000-aaaaaaaa", "{broken"), ("20260101-000001-bbbbbbbb", "{}")):
+        (home / name).mkdir(parents=True)
+        (home / name / "metrics.json").write_text(text)
+    (home / ".20260101-000002-cccccccc-999999999.partial").mkdir()  # of a process that was killed
+    assert call("run", "quickstart", "--profile", "smoke", "-p", "n_scenes=1", "-p", "t60=0", runs=tmp_path).returncode == 0
+    listed = call("results", "quickstart", runs=tmp_path)
+    assert listed.returncode == 0 and listed.stderr.count("left out") == 2 and "aaaaaaaa" in listed.stderr and "smoke" in listed.stdout
+    assert not list(home.glob(".*"))
 
 
 def test_bad_settings_are_one_line(tmp_path):

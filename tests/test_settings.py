@@ -6,7 +6,7 @@ from ssl_nb.settings import find_settings, load_settings, torch_device
 
 
 def written(tmp_path, text):
-    (tmp_path / "settings.ini").write_text(text)
+    (tmp_path / "settings.ini").write_text(text, encoding="utf-8")
     return tmp_path / "settings.ini"
 
 
@@ -18,8 +18,9 @@ def test_environment_over_file_over_defaults(tmp_path):
 
 
 def test_home_and_absolute_folders(tmp_path):
-    s = load_settings(written(tmp_path, "[ssl_nb]\nruns = ~/r\n"), {"SSL_NB_CACHE": "/c"})
-    assert s.runs == Path.home() / "r" and s.cache == Path("/c")
+    s = load_settings(written(tmp_path, "\ufeff[ssl_nb]\nruns = ~/r\n"), {"SSL_NB_CACHE": "/c", "SSL_NB_LOCATA": "l"})
+    assert s.runs == Path.home() / "r" and s.cache == Path("/c") and s.datasets["locata"] == Path.cwd() / "l"
+    assert (s.data / "speech").is_dir()  # the embedded speech is found from anywhere
 
 
 @pytest.mark.parametrize("text, environ, words", [
@@ -29,7 +30,8 @@ def test_home_and_absolute_folders(tmp_path):
     ("[ssl_nb]\nprofile = fast", {}, ["profile='fast'", "smoke, laptop, paper"]),
     ("[ssl_nb]\ndevice = gpu", {}, ["device='gpu'", "auto, cpu, cuda, mps"]),
     ("[ssl_nb]\nseed = -1", {}, ["seed='-1'", "whole number"]),
-    ("[ssl_nb]\nseed = 99999999999999999999", {}, ["seed="]),
+    ("[ssl_nb]\nseed = 99999999999999999999", {}, ["seed="]), ("[ssl_nb]\nseed = ²", {}, ["seed='²'"]),
+    ("[ssl-nb]\nseed = 1", {}, ["'ssl-nb'", "did you mean 'ssl_nb'"]), ("[ssl_nb\nseed = 1", {}, ["cannot be read"]),
     ("[ssl_nb]\nruns =", {}, ["runs=''", "folder"]),
     ("[ssl_nb]", {"SSL_NB_PROFIL": "smoke"}, ["SSL_NB_PROFIL", "did you mean 'SSL_NB_PROFILE'"]),
     ("[ssl_nb]", {"SSL_NB_DEVICE": ""}, ["device=''"]),
@@ -45,9 +47,10 @@ def test_a_named_file_must_exist(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.ini"): load_settings(environ={"SSL_NB_SETTINGS": str(tmp_path / "nowhere.ini")})
 
 
-def test_other_tools_settings_are_passed_over(tmp_path):
+def test_other_tools_settings_are_passed_over(tmp_path, monkeypatch):
     written(tmp_path, "[DEFAULT]\nlib_name = other\n")
     (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path)
     assert find_settings(tmp_path / "below") != tmp_path / "settings.ini"
     written(tmp_path, "[ssl_nb]\n")
     assert find_settings(tmp_path / "below") == tmp_path / "settings.ini"

@@ -54,7 +54,7 @@ class Speech(Sequence):
     def talk(self, seconds: float,  # how long
              generator: torch.Generator) -> Float[Tensor, "time"]:
         "A stretch of one voice, drawn at random: utterance after utterance in random order, cut at a random place."
-        if not seconds * self.fs >= 1: raise ValueError(f"seconds={seconds}: must be at least one sample at {self.fs} Hz")
+        if not 1 <= seconds * self.fs < float("inf"): raise ValueError(f"seconds={seconds}: must be at least one sample at {self.fs} Hz")
         voices = sorted(self.table.voice.unique())
         voice = voices[int(torch.randint(len(voices), (), generator=generator))]
         rows = self.table.index[self.table.voice == voice].tolist()
@@ -98,8 +98,10 @@ def speech(split: str | Path = "train",  # train, valid, test, or a folder of yo
     """The embedded speech of a split, verified, or the sound files below a folder.
 
     Raises `ValueError` for an unknown split, a damaged file or a folder without readable files, `FileNotFoundError` for a missing file."""
-    if fs < 1: raise ValueError(f"fs={fs} Hz: must be at least 1")
+    if not fs >= 1: raise ValueError(f"fs={fs} Hz: must be at least 1")
     if str(split) not in SPLITS:
+        if not str(split).strip(): raise ValueError(f"split={str(split)!r}: must be one of {', '.join(SPLITS)} or a folder")
+        split = Path(split).expanduser()
         if not Path(split).is_dir():
             raise ValueError(f"split={str(split)!r}: must be one of {', '.join(SPLITS)} or a folder{nearest(str(split), SPLITS)}")
         if kind: raise ValueError(f"kind={kind!r}: only the embedded speech has kinds")

@@ -77,11 +77,17 @@ def _pra_constant(name: str, value):
     finally: pra.constants.set(name, old)
 
 # %% ../../nbs/01_foundations/03_rooms.ipynb #0fabefbb
+_MOST_IMAGES = 3e7  # of one source: about 3 GB
+
 def _image(room, sources, mics, fs, c, max_order, high_pass):
     "Image sources by pyroomacoustics, its constant delay removed: (sources, mics, taps)."
     import pyroomacoustics as pra
     absorption, order = pra.inverse_sabine(room.t60, room.size, c)
-    shoebox = pra.ShoeBox(room.size, fs=fs, materials=pra.Material(absorption), max_order=order if max_order is None else max_order)
+    order = order if max_order is None else max_order
+    if 4 / 3 * order**3 > _MOST_IMAGES:
+        raise ValueError(f"t60={room.t60} s: a room of {list(room.size)} m needs about {4 / 3 * order**3:.0e} image sources, "
+                         f"more than {_MOST_IMAGES:.0e}; give max_order")
+    shoebox = pra.ShoeBox(room.size, fs=fs, materials=pra.Material(absorption), max_order=order)
     shoebox.set_sound_speed(c)
     for source in sources.float().cpu().numpy(): shoebox.add_source(source)
     shoebox.add_microphone_array(mics.float().cpu().numpy().T)

@@ -8,12 +8,12 @@ Docs: https://ssl-nb.github.io/ssl_nb/08_workbench/command_line.html.md"""
 __all__ = ['app', 'refuse', 'list_command', 'run', 'results_command', 'doctor', 'main']
 
 # %% ../../nbs/08_workbench/03_command_line.ipynb #f5f897b7
-import os, shutil, sys
+import os, shutil, signal, sys
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from ..settings import DATASETS, PROFILES, load_settings, torch_device
-from .experiments import circumstances, experiments, find_experiment, read_parameters, results, run_experiment
+from .experiments import RunFailed, circumstances, experiments, read_parameters, results, run_experiment
 
 # %% ../../nbs/08_workbench/03_command_line.ipynb #7a473465
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Experiments of sound source localization: list, run, compare.")
@@ -53,15 +53,14 @@ def run(name: Annotated[str, typer.Argument(help="Experiment, see `ssl-nb list`.
         profile: Annotated[Optional[str], typer.Option(help=f"{', '.join(PROFILES)}; the settings' if not given.")] = None,
         seed: Annotated[Optional[int], typer.Option(help="Seed; the settings' if not given.")] = None) -> None:
     "Run an experiment and print its table and the path of its report."
-    import json, papermill
+    import json
     try: folder = run_experiment(name, _pairs(parameter or []), profile, seed)
     except ValueError as e: raise refuse(e)
     except KeyboardInterrupt:
         typer.secho("interrupted: nothing was kept", fg="red", err=True)
         raise typer.Exit(130)
-    except papermill.PapermillExecutionError as e:
-        typer.secho(f"{name} failed in cell {e.cell_index}: {e.ename}: {e.evalue}\n"
-                    f"Where it stopped is in {load_settings().runs / name}", fg="red", err=True)
+    except RunFailed as e:
+        typer.secho(f"{name} failed: {e}\nHow far it came: {e.folder / 'notebook.ipynb'}", fg="red", err=True)
         raise typer.Exit(1)
     summary = json.loads((folder / "metrics.json").read_text())
     _print_rows(summary["rows"])
@@ -83,9 +82,9 @@ def results_command(name: Annotated[str, typer.Argument(help="Experiment, see `s
 # %% ../../nbs/08_workbench/03_command_line.ipynb #1f84bbb4
 def _check(what: str, action, problems: list[str]) -> None:
     "Print what `action` returns, or put what it raises on the list."
-    try: typer.echo(f"{what:<12}{action()}")
+    try: typer.echo(f"{what:<13}{action()}")
     except (ValueError, OSError) as e:
-        typer.secho(f"{what:<12}{e}", fg="red")
+        typer.secho(f"{what:<13}{e}", fg="red")
         problems.append(f"{what}: {e}")
 
 def _speech_state() -> str:
@@ -110,8 +109,8 @@ def doctor() -> None:
     try: settings = load_settings()
     except (ValueError, OSError) as e: raise refuse(e)
     about = circumstances()
-    typer.echo("versions    " + ", ".join(f"{k} {v or 'missing'}" for k, v in about["versions"].items()))
-    typer.echo("hardware    " + ", ".join(f"{k} {v}" for k, v in about["hardware"].items() if v))
+    typer.echo("versions     " + ", ".join(f"{k} {v or 'missing'}" for k, v in about["versions"].items()))
+    typer.echo("hardware     " + ", ".join(f"{k} {v}" for k, v in about["hardware"].items() if v))
     _check("settings", lambda: f"{settings.file or 'defaults'}: profile {settings.profile}, seed {settings.seed}", problems)
     _check("device", lambda: f"{settings.device} -> {torch_device(settings.device)}", problems)
     _check("runs", lambda: _writable(settings.runs), problems)
@@ -119,8 +118,10 @@ def doctor() -> None:
     _check("speech", _speech_state, problems)
     for name in DATASETS:
         if name in settings.datasets: _check(name, lambda: _dataset_state(name, settings.datasets[name]), problems)
-        else: typer.echo(f"{name:<12}not set (optional; settings key {name!r})")
-    typer.echo(f"quarto      {shutil.which('quarto') or 'not found (only needed by make site)'}")
+        else: typer.echo(f"{name:<13}not set (optional; settings key {name!r})")
+    _check("experiments", lambda: ", ".join(f"{n} ({len(read_parameters(p))} parameters)" for n, p in experiments().items()), problems)
+    typer.echo(f"git          {about['git']['commit'] or 'no commit known: runs cannot say which code they used'}")
+    typer.echo(f"quarto       {shutil.which('quarto') or 'not found (only needed by make site)'}")
     if not problems: return typer.secho("all is well", fg="green")
     typer.secho(f"{len(problems)} problem(s):\n" + "\n".join(f"- {p}" for p in problems), fg="red")
     raise typer.Exit(1)
@@ -128,6 +129,7 @@ def doctor() -> None:
 # %% ../../nbs/08_workbench/03_command_line.ipynb #f2952c70
 def main() -> None:
     "Entry point of the command `ssl-nb`."
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # a polite kill ends a run as Ctrl-C does
     try: app()
     except (ValueError, OSError) as e:  # bad settings, a folder that cannot be written
         typer.secho(str(e), fg="red", err=True)

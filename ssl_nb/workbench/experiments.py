@@ -6,14 +6,15 @@ Docs: https://ssl-nb.github.io/ssl_nb/08_workbench/experiments.html.md"""
 
 # %% auto #0
 __all__ = ['TYPES', 'PACKAGES', 'experiments_folder', 'experiments', 'find_experiment', 'Parameter', 'read_parameters',
-           'parse_value', 'resolve_parameters', 'record', 'circumstances', 'write_report', 'run_experiment', 'results']
+           'parse_value', 'resolve_parameters', 'record', 'circumstances', 'write_report', 'RunFailed',
+           'run_experiment', 'results']
 
 # %% ../../nbs/08_workbench/02_experiments.ipynb #bae445f6
-import ast, hashlib, json, math, os, platform, re, shutil, subprocess, sys, time
+import ast, hashlib, json, math, os, platform, re, shutil, subprocess, sys, time, warnings
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from ..settings import PROFILES, load_settings, nearest
+from ..settings import PROFILES, check_seed, load_settings, nearest
 
 # %% ../../nbs/08_workbench/02_experiments.ipynb #79a2d230
 def experiments_folder() -> Path:
@@ -23,6 +24,7 @@ def experiments_folder() -> Path:
     if "__file__" in globals(): roots.append(Path(__file__).resolve().parents[2])
     return next((r / "nbs" / "09_experiments" for r in roots if (r / "nbs" / "09_experiments").is_dir()), roots[0] if roots else Path.cwd())
 
+# %% ../../nbs/08_workbench/02_experiments.ipynb #ee53bcd9
 def experiments(folder: str | Path | None = None  # of experiment notebooks; the book's own if None
                 ) -> dict[str, Path]:  # name -> notebook, in the book's order
     "All experiments."
@@ -100,6 +102,7 @@ def resolve_parameters(notebook: str | Path, given: dict[str, object],  # name -
     chosen = {"profile": settings.profile if profile is None else profile, "seed": settings.seed if seed is None else seed}
     values = {n: p.default for n, p in known.items()} | {k: v for k, v in chosen.items() if k in known} | given
     values = {n: parse_value(known[n], v) for n, v in values.items()}
+    if "seed" in values: check_seed(values["seed"])
     wanted = values.get("profile", "smoke")
     if wanted not in PROFILES: raise ValueError(f"profile={wanted!r}: must be one of {', '.join(PROFILES)}{nearest(wanted, PROFILES)}")
     return values
@@ -119,11 +122,12 @@ def record(metrics: dict[str, float],  # headline numbers by name
     if folder: (Path(folder) / "recorded.json").write_text(json.dumps({"metrics": metrics, "rows": rows or [], "note": note}))
 
 # %% ../../nbs/08_workbench/02_experiments.ipynb #ea8cef73
-def _words(*command: str) -> str:
-    "What a command prints, or nothing where it fails."
-    try: return subprocess.run(command, capture_output=True, text=True, timeout=10, cwd=experiments_folder()).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired): return ""
+def _words(*command: str) -> str | None:
+    "What a command prints, or None where it fails."
+    try: return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, cwd=experiments_folder()).stdout.strip()
+    except (OSError, subprocess.SubprocessError): return None
 
+# %% ../../nbs/08_workbench/02_experiments.ipynb #bee7cd98
 def _processor() -> str:
     if Path("/proc/cpuinfo").exists():
         names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
@@ -140,8 +144,9 @@ def circumstances() -> dict:
     def installed(name):
         try: return version(name)
         except PackageNotFoundError: return None
+    status = _words("git", "status", "--porcelain")
     return {"versions": {"python": platform.python_version()} | {p: installed(p) for p in PACKAGES},
-            "git": {"commit": _words("git", "rev-parse", "HEAD"), "changed_files": len(_words("git", "status", "--porcelain").splitlines())},
+            "git": {"commit": _words("git", "rev-parse", "HEAD"), "changed_files": None if status is None else len(status.splitlines())},
             "hardware": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system(),
                          "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}}
 
@@ -154,12 +159,16 @@ def write_report(notebook: str | Path,  # an executed notebook
     page, _ = exporter.from_filename(str(notebook))
     Path(html).write_text(re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL), encoding="utf-8")
 
+# %% ../../nbs/08_workbench/02_experiments.ipynb #32321f38
 def _drop_progress_bars(notebook: Path) -> None:
-    "Remove what progress bars wrote to the error stream from an executed notebook."
+    "Remove what progress bars wrote to the error stream from an executed notebook; warnings stay."
     import nbformat
     content = nbformat.read(notebook, as_version=4)
-    for cell in content.cells:
-        if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+    bar = re.compile(r"it/s|s/it|\?it")  # what tqdm writes again and again on one line
+    for cell in (c for c in content.cells if c.cell_type == "code"):
+        for output in (o for o in cell.outputs if o.get("name") == "stderr"):
+            output.text = "".join(line for line in output.text.splitlines(keepends=True) if line.strip() and not bar.search(line))
+        cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" or o.text]
     nbformat.write(content, notebook)
 
 # %% ../../nbs/08_workbench/02_experiments.ipynb #6b15f468
@@ -176,6 +185,20 @@ def _execute(notebook: Path, folder: Path, values: dict, progress: bool) -> None
         else: os.environ["SSL_NB_RUN_FOLDER"] = before
 
 # %% ../../nbs/08_workbench/02_experiments.ipynb #9df98de4
+class RunFailed(RuntimeError):
+    "An experiment that stopped; `folder` holds the notebook as far as it came."
+    def __init__(self, message: str, folder: Path):
+        super().__init__(message)
+        self.folder = folder
+
+# %% ../../nbs/08_workbench/02_experiments.ipynb #9c536f2c
+def _said(error: Exception) -> str:
+    "One line for what stopped a run."
+    if hasattr(error, "ename"): return f"cell {error.cell_index}: {error.ename}: {error.evalue}"
+    if "ernel died" in str(error): return "the kernel died, probably for want of memory: try fewer scenes, a shorter T60 or a smaller room"
+    return f"{type(error).__name__}: {error}"
+
+# %% ../../nbs/08_workbench/02_experiments.ipynb #8324cd95
 def run_experiment(name: str, given: dict[str, object] | None = None,  # parameters: name -> text or value
                    profile: str | None = None, seed: int | None = None,  # from the settings if None
                    progress: bool = True, folder: str | Path | None = None,  # of experiment notebooks
@@ -183,13 +206,14 @@ def run_experiment(name: str, given: dict[str, object] | None = None,  # paramet
     """Run an experiment into `runs/NAME/<time>-<hash>/`: `notebook.ipynb`, `report.html`, `metrics.json`.
 
     Raises `ValueError` before anything runs for an unknown experiment or parameter,
-    and papermill's error when a cell fails (the run is then kept as `.failed`)."""
+    and `RunFailed` when a cell fails or the kernel dies (the run is then kept as `.failed`)."""
     import papermill
     notebook = find_experiment(name, folder)
     values = resolve_parameters(notebook, given or {}, profile, seed)
     digest = hashlib.sha256(json.dumps([name, values], sort_keys=True).encode()).hexdigest()[:8]
     home = load_settings().runs.resolve() / name
     label = f"{datetime.now():%Y%m%d-%H%M%S}-{digest}"
+    _drop_dead_partials(home)
     partial = home / f".{label}-{os.getpid()}.partial"
     partial.mkdir(parents=True)
     start = time.perf_counter()
@@ -200,15 +224,22 @@ def run_experiment(name: str, given: dict[str, object] | None = None,  # paramet
         recorded = partial / "recorded.json"
         if not recorded.exists(): raise ValueError(f"{notebook.name}: records nothing (its last cell must call `record`)")
         summary = {"experiment": name, "seed": values.get("seed"), "parameters": values, **json.loads(recorded.read_text()), **circumstances(),
-                   "wall_seconds": round(time.perf_counter() - start, 2), "finished": datetime.now().isoformat(timespec="seconds")}
+                   "working_folder": os.getcwd(), "wall_seconds": round(time.perf_counter() - start, 2), "finished": datetime.now().isoformat(timespec="seconds")}
         (partial / "metrics.json").write_text(json.dumps(summary, indent=1))
         recorded.unlink()
         return _rename(partial, home / label)
-    except papermill.PapermillExecutionError as e:
-        if "KeyboardInterrupt" in str(e): raise KeyboardInterrupt from None
-        _rename(partial, home / f"{label}.failed")
-        raise
+    except Exception as e:  # a cell that raises, a kernel that dies: kept, to read where it stopped
+        if isinstance(e, papermill.PapermillExecutionError) and "KeyboardInterrupt" in str(e): raise KeyboardInterrupt from None
+        raise RunFailed(_said(e), _rename(partial, home / f"{label}.failed")) from e
     finally: shutil.rmtree(partial, ignore_errors=True)
+
+# %% ../../nbs/08_workbench/02_experiments.ipynb #c8422708
+def _drop_dead_partials(home: Path) -> None:
+    "Remove what runs that were killed have left in `home`."
+    for left in home.glob(".*.partial"):
+        try: os.kill(int(left.stem.rsplit("-", 1)[-1]), 0)  # signal 0 only asks whether the process is there
+        except (ValueError, ProcessLookupError): shutil.rmtree(left, ignore_errors=True)
+        except PermissionError: pass
 
 # %% ../../nbs/08_workbench/02_experiments.ipynb #f2435014
 def _rename(partial: Path, wanted: Path) -> Path:
@@ -223,9 +254,16 @@ def _rename(partial: Path, wanted: Path) -> Path:
 # %% ../../nbs/08_workbench/02_experiments.ipynb #3c95ed4c
 def _finished(name: str) -> list[tuple[str, dict]]:
     "Folder names and contents of `metrics.json` of all whole runs, oldest first."
-    paths = sorted((load_settings().runs / name).glob("[0-9]*/metrics.json"))
-    return [(p.parent.name, json.loads(p.read_text())) for p in paths if not p.parent.name.endswith(".failed")]
+    runs = []
+    for path in sorted((load_settings().runs / name).glob("[0-9]*/metrics.json")):
+        try:
+            run = json.loads(path.read_text())
+            if not {"parameters", "metrics", "rows", "wall_seconds", "git", "hardware"} <= set(run): raise ValueError("keys are missing")
+            if not path.parent.name.endswith(".failed"): runs.append((path.parent.name, run))
+        except (ValueError, TypeError) as e: warnings.warn(f"{path}: left out, cannot be read: {e}", stacklevel=2)
+    return runs
 
+# %% ../../nbs/08_workbench/02_experiments.ipynb #2d74bced
 def _machine(run: dict) -> str: return run["hardware"]["gpu"] or f"{run['hardware']['processor']}, {run['hardware']['cores']} cores"
 
 # %% ../../nbs/08_workbench/02_experiments.ipynb #5d1f2dfa
@@ -240,6 +278,6 @@ def results(name: str,  # of an experiment
         changed = {k: v for k, v in run["parameters"].items() if k not in ("profile", "seed") and v != defaults.get(k)}
         head = {"run": label, "profile": run["parameters"].get("profile"), "seed": run["parameters"].get("seed"),
                 "changed": ", ".join(f"{k}={v}" for k, v in changed.items()) or "-"}
-        tail = {"seconds": run["wall_seconds"], "commit": run["git"]["commit"][:8], "hardware": _machine(run)}
+        tail = {"seconds": run["wall_seconds"], "commit": (run["git"]["commit"] or "unknown")[:8], "hardware": _machine(run)}
         table += [{**head, **numbers, **tail} for numbers in (run["rows"] if rows else [run["metrics"]])]
     return pd.DataFrame(table)
