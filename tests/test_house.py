@@ -116,7 +116,7 @@ def output_faults(cells, size):
     if any(o["output_type"] == "error" for o in outputs): faults.append("a stored traceback")
     if any(o.get("name") == "stderr" for o in outputs): faults.append("a stored error stream")
     if "jupyter.widget" in text: faults.append("a stored widget, which is dead without its kernel")
-    faults += [f"a machine path: {m}" for m in re.findall(r"(?:/home/|/root/|/Users/|/tmp/|/work/|[A-Z]:\\\\\\\\Users)[^\"\\s]{0,40}", pictures)]
+    faults += [f"a machine path: {m}" for m in re.findall(r"(?:/(?:home|root|Users|tmp|work)/|[A-Z]:\\\\\\\\Users)[^\"\\s]{0,40}", pictures)]
     if len(text) > 300_000: faults.append(f"{len(text) / 1e3:.0f} KB of outputs")
     return faults
 

@@ -67,6 +67,7 @@ def _lags_by_transform(cross, n, max_lag, interpolation):
     return torch.cat([gcc[..., -half:], gcc[..., :half + 1]], -1)
 
 # %% ../../nbs/01_foundations/04_gcc_phat.ipynb #61bc58fe
+_CACHED = {True: 2**19, False: 2**26}  # cross-spectrum values at a time: what a processor's cache holds (4 MB); plenty elsewhere
 _MATRIX_LAGS = 100  # up to this many lags the matrix product is the faster one (measured on two cores)
 
 def _check_audio(audio, max_lag, weighting, interpolation, beta):
@@ -101,10 +102,11 @@ def gcc_phat(audio: Float[Tensor, "*batch mics time"],
     n = scipy.fft.next_fast_len(audio.shape[-1] + max_lag, real=True)
     spectrum = torch.fft.rfft(audio / peak.where(peak > 0, torch.ones_like(peak)), n)
     weights = _bin_weights(n, audio)
-    white = _whiten(spectrum, weighting, beta, weights)
-    cross = white[..., first, :] * (white * weights)[..., second, :].conj()
-    by = _lags_by_matrix if 2 * max_lag * interpolation < _MATRIX_LAGS else _lags_by_transform
-    return by(cross, n, max_lag, interpolation)
+    white = _whiten(spectrum, weighting, beta, weights).reshape(-1, *spectrum.shape[-2:])
+    lags_of = _lags_by_matrix if 2 * max_lag * interpolation < _MATRIX_LAGS else _lags_by_transform
+    at_once = max(1, _CACHED[audio.device.type == "cpu"] // (len(first) * len(weights)))
+    gcc = torch.cat([lags_of(some[:, first] * (some * weights)[:, second].conj(), n, max_lag, interpolation) for some in white.split(at_once)])
+    return gcc.reshape(*audio.shape[:-2], *gcc.shape[1:])
 
 # %% ../../nbs/01_foundations/04_gcc_phat.ipynb #9e88fd6d
 REFINEMENTS = ("sinc", "parabolic", "none")
