@@ -55,8 +55,9 @@ def nearest(name: str, allowed) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 # %% ../nbs/08_workbench/01_settings.ipynb #8b6bc5fa
-def _unknown(what: str, name: str, allowed) -> ValueError:
-    return ValueError(f"{what} {name!r} is unknown: allowed are {', '.join(allowed)}{nearest(name, allowed)}")
+def _unknown(what: str, name: str, allowed, value: str | None = None) -> ValueError:
+    given = "" if value is None else f" (with the value {value!r})"
+    return ValueError(f"{what} {name!r}{given} is unknown: allowed are {', '.join(allowed)}{nearest(name, allowed)}")
 
 def _choice(key: str, value: str, allowed) -> str:
     if value in allowed: return value
@@ -87,7 +88,7 @@ def _from_file(path: Path) -> dict[str, str]:
     for section in parser.sections():
         if section not in known: raise _unknown(f"{path.name}: section", section, known)
         for key, value in parser[section].items():
-            if key not in known[section]: raise _unknown(f"{path.name}: key", key, known[section])
+            if key not in known[section]: raise _unknown(f"{path.name}: key", key, known[section], value)
             values[key] = value.strip()
     return values
 
@@ -96,7 +97,7 @@ def _from_environment(environ) -> dict[str, str]:
     allowed = tuple(f"SSL_NB_{k.upper()}" for k in (*_DEFAULTS, *DATASETS))
     names = [k for k in environ if k.startswith("SSL_NB_") and k not in _RESERVED]
     for name in names:
-        if name not in allowed: raise _unknown("environment variable", name, allowed)
+        if name not in allowed: raise _unknown("environment variable", name, allowed, environ[name])
     return {name[len("SSL_NB_"):].lower(): environ[name].strip() for name in names}
 
 # %% ../nbs/08_workbench/01_settings.ipynb #d59e53c9

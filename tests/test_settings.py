@@ -24,7 +24,7 @@ def test_home_and_absolute_folders(tmp_path):
 
 
 @pytest.mark.parametrize("text, environ, words", [
-    ("[ssl_nb]\nsede = 1", {}, ["sede", "did you mean 'seed'", "profile"]),
+    ("[ssl_nb]\nsede = 1", {}, ["sede", "value '1'", "did you mean 'seed'", "profile"]),
     ("[ssl_nb]\n[dataset]\n", {}, ["'dataset'", "did you mean 'datasets'"]),
     ("[ssl_nb]\n[datasets]\nlocatta = x", {}, ["locatta", "did you mean 'locata'"]),
     ("[ssl_nb]\nprofile = fast", {}, ["profile='fast'", "smoke, laptop, paper"]),
