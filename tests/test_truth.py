@@ -6,7 +6,7 @@ import pyroomacoustics as pra
 import pytest
 import torch
 from ssl_nb.foundations.gcc_phat import delay_bound, delays_from_gcc, gcc_phat, pair_recording
-from ssl_nb.foundations.geometry import circular_array, linear_array, max_pair_tdoas, pair_differences, random_array, tdoas, wall_array
+from ssl_nb.foundations.geometry import circular_array, linear_array, mic_pairs, max_pair_tdoas, pair_differences, random_array, tdoas, wall_array
 from ssl_nb.foundations.multilateration import closed_form, direction_bound, multilaterate, position_bound
 from ssl_nb.foundations.rooms import Room, make_scene, measure_t60, reverberate, rirs
 from ssl_nb.foundations.signals import add_noise, fractional_delay, power_db, resample, speech_like, stft, voice_activity
@@ -298,6 +298,14 @@ def test_mirror_image_at_a_fixed_height_is_noticed():
     level = torch.tensor([[0.0, 0, 2], [1, 0, 2], [0, 1, 2], [1, 1.3, 2]]).double()  # its mirror turns z, and z is known
     below = torch.tensor([0.3, 1.5, 1.0]).double()
     torch.testing.assert_close(multilaterate(level, tdoas(level, below), bounds=[[-3.0, -3, 1], [3.0, 3, 1]]).position, below, rtol=0, atol=1e-5)
+
+
+def test_a_microphone_in_no_pair_does_not_hide_the_mirror():
+    flat = torch.tensor([[0.0, 0, 1], [4, 0, 1], [0, 4, 1], [4, 4, 1], [2, 1, 1], [2, 2, 2.5]]).double()  # only the last is off the plane
+    source, within = torch.tensor([1.0, 2.5, 1.6]).double(), mic_pairs(5)
+    with pytest.raises(ValueError, match="mirror image"): multilaterate(flat, tdoas(flat, source, pairs=within), within, bounds=[[0.0, 0, 0], [4.0, 4, 3]])
+    fix = multilaterate(flat, tdoas(flat, source), bounds=[[0.0, 0, 0], [4.0, 4, 3]])
+    torch.testing.assert_close(fix.position, source, rtol=0, atol=1e-5)
 
 
 def test_residual_is_the_rms_of_what_is_not_explained():

@@ -183,6 +183,7 @@ def _check_geometry(mics, pairs, weights, low, high):
     known = int(torch.linalg.matrix_rank(trusted).min()) if len(pairs) else 0
     if known < unknown:
         raise ValueError(f"pairs: {known} independent delays with a weight above 0, at least {unknown} are needed for {unknown} unknown coordinates")
+    mics = mics[..., pairs[(weights > 0).reshape(-1, len(pairs)).any(0)].unique(), :]  # a microphone in no pair tells nothing
     if spanned_dimensions(mics) == dim: return
     batch = torch.broadcast_shapes(mics.shape[:-2], low.shape[:-1])
     flat = [v.expand(*batch, *v.shape[v.ndim - k:]).reshape(-1, *v.shape[v.ndim - k:]) for v, k in ((mics, 2), (low, 1), (high, 1))]
@@ -233,7 +234,9 @@ def multilaterate(mics: Float[Tensor, "*#batch mics dim"],  # microphone positio
     mics, delays = mics.double(), delays.double()  # single precision would round delays of nanoseconds
     weights = _check_delays(delays, mics, pairs, weights, check_speed(c))
     low, high = _bounds(bounds, mics)
-    if not delays.numel(): return Fix(delays.new_zeros(*delays.shape[:-1], mics.shape[-1]).to(kind), delays.new_zeros(delays.shape[:-1]).to(kind), torch.ones(delays.shape[:-1], dtype=torch.bool))
+    if not delays.numel():
+        none = delays.new_zeros(delays.shape[:-1], dtype=kind)
+        return Fix(none.unsqueeze(-1).expand(*none.shape, mics.shape[-1]), none, none == 0)
     _check_geometry(mics, pairs, weights, low, high)
     scale = None if loss == "squared" else scale
     batch = torch.broadcast_shapes(mics.shape[:-2], delays.shape[:-1], weights.shape[:-1], low.shape[:-1])
