@@ -170,8 +170,12 @@ def _tables(steered, audio):
         raise ValueError(f"audio: {audio.shape[-1]} samples, the delays of this array need more than {steered.max_lag}")
     _check_audio(audio, steered.max_lag, steered.weighting, _STEPS, steered.beta)
     how = steered.pairs, steered.max_lag, steered.fs, steered.weighting, steered.beta, steered.band
+    n_values = n_pairs * (2 * steered.max_lag * _STEPS + 1)
+    if not audio.numel():
+        yield audio.new_zeros(0, n_values)
+        return
     at_once = max(1, 2 * _CACHED[audio.device.type == "cpu"] // (n_pairs * audio.shape[-1]))
-    for many in audio.reshape(-1, *audio.shape[-2:]).split(max(1, _PIECE // (n_pairs * (2 * steered.max_lag * _STEPS + 1)))):
+    for many in audio.reshape(-1, *audio.shape[-2:]).split(max(1, _PIECE // n_values)):
         yield torch.cat([_correlations(some, *how) for some in many.split(at_once)]).flatten(1)
 
 # %% ../../nbs/01_foundations/06_steered_power.ipynb #c679880f
@@ -204,8 +208,7 @@ class SteeredPower(torch.nn.Module):
 
     def forward(self, audio: Float[Tensor, "*batch mics time"]) -> Float[Tensor, "*batch points"]:
         "Power map of every frame. Raises `ValueError` for audio of another array, too short, or not of finite numbers."
-        if not audio.numel(): return audio.new_zeros(*audio.shape[:-2], len(self.points))
-        return torch.cat([_read(self, table) for table in _tables(self, audio)]).reshape(*audio.shape[:-2], -1)
+        return torch.cat([_read(self, table) for table in _tables(self, audio)]).reshape(*audio.shape[:-2], len(self.points))
 
 # %% ../../nbs/01_foundations/06_steered_power.ipynb #fe0db861
 def _pra_locator(kind, mics, grid, fs, n, c, **options):
@@ -230,11 +233,11 @@ def _direction_figure(power, grid, true=None, found=None, title="", label="steer
     fig, ax = new_figure(size=(6.2, 3.4))
     azimuth[-1] = 180  # the last column is +180 degrees, whatever rounding made of it
     image = ax.pcolormesh(azimuth[:, 0], elevation[0], numpy_of(power).reshape(grid.shape).T, cmap="cividis", shading="nearest", rasterized=True)
-    for points, mark, color, label in ((true, "o", "white", "talker"), (found, "x", "#D55E00", "found")):
+    for points, mark, color, name in ((true, "o", "white", "talker"), (found, "x", "#D55E00", "found")):
         if points is None: continue
         where = [numpy_of(a.rad2deg()) for a in to_angles(points.reshape(-1, 3))]
-        ax.plot(*where, mark, color=color, ms=11 if mark == "o" else 8, mfc="none", mew=2, ls="", label=label)
-    if true is not None or found is not None: ax.legend(loc="upper right", labelcolor="white")
+        ax.plot(*where, mark, color=color, ms=11 if mark == "o" else 8, mfc="none", mew=2, ls="", label=name)
+    if true is not None or found is not None: ax.legend(loc="upper right", labelcolor="white", frameon=True, facecolor="black", framealpha=0.5)
     ax.grid(False)
     ax.set(xlabel="azimuth (°)", ylabel="elevation (°)", title=title)
     fig.colorbar(image, label=label, ax=ax)
@@ -341,8 +344,8 @@ def locate(steered: SteeredPower,
     length, n = _least_length(grid, n_sources, separation), min(n_sources + _CANDIDATES, len(grid.points))
     resolution = grid.spacing / 32 if resolution is None else resolution
     if not resolution > 0: raise ValueError(f"resolution={resolution}: must be positive")
-    found = [Located(audio.new_zeros(0, n_sources, 3), audio.new_zeros(0, n_sources))]  # for a batch of none
-    for table in _tables(steered, audio) if audio.numel() else []:
+    found = []
+    for table in _tables(steered, audio):
         for some in table.split(max(1, _PIECE // (n * 27 * len(steered.pairs) * _TAPS))):
             peaks = find_peaks(_read(steered, some), grid, n, separation)
             found.append(_apart(*_follow(steered, some, peaks, resolution), n_sources, length))
@@ -368,12 +371,11 @@ def music(audio: Float[Tensor, "*batch mics time"],
     if audio.shape[-1] < length * len(mics) / 2: raise ValueError(f"audio: {audio.shape[-1]} samples, needs {length * len(mics) // 2}: as many frames as microphones")
     bins = list(range(*_bins(band, length, fs)))
     doa = _pra_locator("MUSIC", mics, grid, fs, length, check_speed(c), num_src=n_sources, frequency_normalization=True)
-    maps = []
-    for spectrum in stft(audio.detach().double().cpu(), length).reshape(-1, len(mics), length // 2 + 1, audio.shape[-1] // (length // 2) + 1):
-        doa.locate_sources(spectrum.numpy(), freq_bins=bins)
-        maps.append(torch.from_numpy(doa.grid.values))
-    power = torch.stack(maps) if maps else torch.zeros(0, len(grid.points))
-    power = power.to(audio).reshape(*audio.shape[:-2], len(grid.points))
+    maps = [torch.zeros(0, len(grid.points), dtype=torch.float64)]  # for a batch of none
+    for recording in audio.detach().double().cpu().reshape(-1, *audio.shape[-2:]):
+        doa.locate_sources(stft(recording, length).numpy(), freq_bins=bins)
+        maps.append(torch.from_numpy(doa.grid.values)[None])
+    power = torch.cat(maps).to(audio).reshape(*audio.shape[:-2], len(grid.points))
     return power, find_peaks(power, grid, n_sources, separation)
 
 # %% ../../nbs/01_foundations/06_steered_power.ipynb #a8dcbb3b
@@ -390,7 +392,7 @@ def srp_figure(azimuth_deg: float = 40.0, t60: float = 0.2,  # s
     from ssl_nb.foundations.geometry import angular_error
     audio, toward = _head_recording(float(azimuth_deg), float(t60))
     grid = direction_grid(72, 36)
-    steered = SteeredPower(robot_head_array(), grid, 16000)
+    steered = SteeredPower(robot_head_array(), grid, 16000, band=(300.0, 4000.0))
     frames = add_noise(audio, snr_db, torch.Generator().manual_seed(0)).unflatten(-1, (4, -1)).movedim(1, 0)
     power = steered(frames).mean(0)
     found = find_peaks(power, grid).points[0]
