@@ -35,7 +35,7 @@ def brute_force(audio, mics, points, fs, n, band=(0, math.inf), far=True, beta=1
     "Equation (1) in NumPy: all pairs by two loops, all frequencies of the band; audio (mics, time)."
     audio, mics, points = (np.asarray(v, dtype=float) for v in (audio, mics, points))
     X, f = np.fft.fft(audio, n), np.abs(np.fft.fftfreq(n, 1 / fs))
-    signed, keep = np.fft.fftfreq(n, 1 / fs), (f >= band[0]) & (f <= band[1])
+    signed, keep = np.fft.fftfreq(n, 1 / fs), (f > band[0] - 1e-6) & (f < band[1] + 1e-6)
     W = np.where(keep & (np.abs(X) > 0), X / np.maximum(np.abs(X), 1e-300) ** beta, 0)
     W = W / np.maximum(np.sqrt((np.abs(W) ** 2).sum(-1, keepdims=True)), 1e-300)
     arrive = -points @ mics.T / 343.0 if far else np.linalg.norm(points[:, None] - mics, axis=-1) / 343.0
@@ -231,16 +231,22 @@ def test_peaks_equal_brute_force(grid, separation):
         assert (heights[len(best):] == -math.inf).all()
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_two_talkers_at_once_in_a_room(seed):
+def two_talkers(seed):
+    "Both errors of the better assignment, degrees: two equally loud talkers in a room, 70 to 120 degrees apart, one second."
     room, centre = Room((6.0, 5.0, 3.0), 0.25), torch.tensor([2.9, 2.6, 1.4])
-    azimuth = torch.rand(1, generator=seeded(seed)) * 6 + torch.tensor([0.0, 1.2 + 0.2 * seed])
+    azimuth = torch.rand(1, generator=seeded(seed)) * 6 + torch.tensor([0.0, 1.2 + 0.1 * seed])
     towards = to_direction(azimuth, torch.tensor([0.1, 0.2]))
-    audio = sum(reverberate(speech_like(1.5, FS, 100 * seed + k), rirs(room, centre + 1.3 * towards[k], HEAD + centre, FS)) for k in range(2))
-    steered = SteeredPower(HEAD, sphere_grid(6.0), FS, band=(300.0, 6000.0))
-    found = find_peaks(steered(audio[:, 4000:20384].unflatten(-1, (4, 4096)).movedim(1, 0)).mean(0), steered.grid, 2, math.radians(30))
+    each = [reverberate(speech_like(1.5, FS, 100 * seed + k), rirs(room, centre + 1.3 * towards[k], HEAD + centre, FS)) for k in range(2)]
+    audio = sum(talk / talk.std() for talk in each)[:, 4000:20384]
+    steered = SteeredPower(HEAD, sphere_grid(6.0), FS)
+    found = find_peaks(steered(audio.unflatten(-1, (4, 4096)).movedim(1, 0)).mean(0), steered.grid, 2, math.radians(30))
     errors = angular_error(found.points[:, None], towards).rad2deg()
-    assert min(errors.diagonal().max(), errors.flip(0).diagonal().max()) < 12
+    return min((errors.diagonal(), errors.flip(0).diagonal()), key=lambda e: float(e.max()))
+
+
+def test_two_talkers_at_once_in_a_room():
+    worst = torch.stack([two_talkers(seed) for seed in range(10)]).amax(-1)
+    assert (worst < 10).sum() >= 8, worst
 
 
 def test_the_search_finds_what_the_whole_fine_map_finds():
@@ -336,7 +342,7 @@ NOISE, TEN = torch.randn(2, 12, 500), sphere_grid(20.0)
     (lambda: SteeredPower(HEAD, TEN, FS)(NOISE / 0), "finite"), (lambda: find_peaks(NOISE, TEN), "500 points, the grid has"),
     (lambda: find_peaks(torch.zeros(len(TEN.points)), TEN, 0), "n_sources=0"), (lambda: find_peaks(torch.zeros(len(TEN.points)), TEN, 1, 0.0), "separation=0"),
     (lambda: locate(SteeredPower(HEAD, TEN, FS), NOISE, 0), "n_sources=0"), (lambda: locate(SteeredPower(HEAD, TEN, FS), NOISE, resolution=0.0), "resolution=0"),
-    (lambda: music(NOISE, HEAD, FS, TEN, 12), "n_sources=12"), (lambda: music(NOISE, HEAD[:4], FS, TEN), "with 4 microphones"), (lambda: music(NOISE, HEAD, FS, TEN), "500 samples"),
+    (lambda: music(NOISE, HEAD, FS, TEN, 12), "n_sources=12"), (lambda: music(NOISE, HEAD, FS, TEN), "500 samples"),
     (lambda: music(NOISE / 0, HEAD, FS, TEN), "finite"), (lambda: music(NOISE, HEAD, FS, TEN, length=33), "length=33"),
     (lambda: music(torch.randn(12, 9000), HEAD, FS, TEN, band=(10.0, 20.0)), "band="),
 ])

@@ -230,7 +230,7 @@ def _direction_figure(power, grid, true=None, found=None, title="", label="steer
     from ssl_nb.foundations.geometry import to_angles
     from ssl_nb.foundations.plots import new_figure, numpy_of
     azimuth, elevation = (numpy_of(a.rad2deg()).reshape(grid.shape) for a in to_angles(grid.points))
-    fig, ax = new_figure(size=(6.2, 3.4))
+    fig, ax = new_figure(size=(5.2, 2.8))
     azimuth[-1] = 180  # the last column is +180 degrees, whatever rounding made of it
     image = ax.pcolormesh(azimuth[:, 0], elevation[0], numpy_of(power).reshape(grid.shape).T, cmap="cividis", shading="nearest", rasterized=True)
     for points, mark, color, name in ((true, "o", "white", "talker"), (found, "x", "#D55E00", "found")):
@@ -381,10 +381,10 @@ def music(audio: Float[Tensor, "*batch mics time"],
 # %% ../../nbs/01_foundations/06_steered_power.ipynb #a8dcbb3b
 @lru_cache(maxsize=64)
 def _head_recording(azimuth_deg, t60, fs=16000):
-    "Half a second of synthetic speech at the robot's head, from 2 m away and 15 degrees above, in a room of 6 x 5 x 3 m."
+    "A second of synthetic speech at the robot's head, from 2 m away and 15 degrees above, in a room of 6 x 5 x 3 m."
     middle, toward = torch.tensor([3.0, 2.5, 1.4]), to_direction(torch.tensor(math.radians(azimuth_deg)), torch.tensor(math.radians(15.0)))
     heard = rirs(Room((6, 5, 3), t60), middle + 2 * toward, robot_head_array() + middle, fs)
-    return reverberate(speech_like(1.5, fs, 0), heard)[:, -fs // 2:], toward
+    return reverberate(speech_like(1.5, fs, 0), heard)[:, -fs:], toward
 
 def srp_figure(azimuth_deg: float = 40.0, t60: float = 0.2,  # s
                snr_db: float = 20.0):  # dB
