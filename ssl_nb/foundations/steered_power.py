@@ -230,7 +230,7 @@ def _direction_figure(power, grid, true=None, found=None, title="", label="steer
     from ssl_nb.foundations.geometry import to_angles
     from ssl_nb.foundations.plots import new_figure, numpy_of
     azimuth, elevation = (numpy_of(a.rad2deg()).reshape(grid.shape) for a in to_angles(grid.points))
-    fig, ax = new_figure(size=(5.2, 2.8))
+    fig, ax = new_figure(size=(4.8, 2.6))
     azimuth[-1] = 180  # the last column is +180 degrees, whatever rounding made of it
     image = ax.pcolormesh(azimuth[:, 0], elevation[0], numpy_of(power).reshape(grid.shape).T, cmap="cividis", shading="nearest", rasterized=True)
     for points, mark, color, name in ((true, "o", "white", "talker"), (found, "x", "#D55E00", "found")):
