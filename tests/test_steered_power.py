@@ -276,6 +276,29 @@ def test_the_search_keeps_the_dimensions_of_its_grid():
     assert at_height[..., 2].eq(1.1).all() and (at_height >= 0).all() and (at_height <= torch.tensor(room.size)).all()
 
 
+def test_candidates_that_climb_to_one_peak_count_once():
+    points = torch.tensor([[[0.0, 0, 0], [0.1, 0, 0], [2.0, 0, 0], [2.1, 0, 0]]])
+    found = sp._apart(points, torch.tensor([[1.0, 4.0, 2.0, 3.0]]), 3, 0.5)
+    assert found.points[0, :2, 0].tolist() == pytest.approx([0.1, 2.1]) and found.power[0].tolist() == [4.0, 3.0, -math.inf]
+
+
+def test_the_search_stays_in_the_room():
+    grid = position_grid((4.0, 3.0, 2.5), 0.5, margin=0.5)
+    found = locate(SteeredPower(wall_array((4.0, 3.0, 2.5), seeded(40)), grid, FS), torch.randn(40, 6, 1000, generator=seeded(41))).points
+    assert (found >= 0.5 - 1e-5).all() and (found <= torch.tensor([3.5, 2.5, 2.0]) + 1e-5).all()
+
+
+def test_following_several_candidates_helps_a_coarse_grid(monkeypatch):
+    room = Room((6.0, 5.0, 3.0))
+    mics, sources = wall_array(room.size, seeded(3)), torch.rand(60, 3, generator=seeded(42)) * torch.tensor([5.0, 4.0, 0.0]) + torch.tensor([0.5, 0.5, 1.5])
+    audio = reverberate(torch.randn(5000, generator=seeded(43)), rirs(room, sources, mics, FS, "anechoic"))[..., 1000:]
+    coarse = SteeredPower(mics, position_grid(room.size, 0.4, 1.5), FS, band=(100.0, 2000.0))
+    hits = lambda: (torch.linalg.vector_norm(locate(coarse, audio, resolution=2e-3).points[:, 0] - sources, dim=-1) < 0.02).sum()
+    several = hits()
+    monkeypatch.setattr(sp, "_CANDIDATES", 0)
+    assert several > hits() and several >= 45, (several, hits())
+
+
 def test_two_sources_by_the_search():
     towards = directions(12, 30).reshape(6, 2, 3)
     towards[:, 1] = -towards[:, 0] + 0.4 * towards[:, 1]
