@@ -136,22 +136,22 @@ class SceneSpec:
     speech: str = "train"  # a split of the embedded speech, or a folder of sound files
     seconds: float = 1.0
     fs: int = 16000  # Hz
-    size: tuple[tuple[float, float], ...] = ((4.0, 8.0), (4.0, 8.0), (2.5, 3.5))  # ranges of the room's sides, m
-    t60: tuple[float, float] = (0.2, 0.6)  # s; (0, 0) for rooms without reflections. What a room cannot have is not drawn
+    size: Sequence[Sequence[float]] = ((4.0, 8.0), (4.0, 8.0), (2.5, 3.5))  # ranges of the room's sides, m
+    t60: Sequence[float] = (0.2, 0.6)  # s; (0, 0) for rooms without reflections. What a room cannot have is not drawn
     method: str = "hybrid"  # as in `rirs`
     array: str = "adhoc"  # adhoc: anywhere; wall: one on each face; robot_head, compact: at a random place; fixed: always the same
     n_mics: int = 6  # of an adhoc array
-    mics: tuple[tuple[float, float, float], ...] = ()  # compact: around the array's centre; fixed: in the room; m
-    mic_height: tuple[float, float] | None = None  # of adhoc microphones and of array centres, m; any if None
+    mics: Sequence[Sequence[float]] = ()  # compact: around the array's centre; fixed: in the room; m
+    mic_height: Sequence[float] | None = None  # of adhoc microphones and of array centres, m; any if None
     mic_jitter: float = 0.0  # standard deviation of microphone positions that nobody is told, m
     n_sources: int = 1
-    source_height: tuple[float, float] | None = None  # m; any if None
+    source_height: Sequence[float] | None = None  # m; any if None
     motion: str = "static"  # static; line: wiggly line; walk: random walk
     placement_grid: int = 0  # adhoc: microphones and sources in different cells of so many by so many; 0 for anywhere
     margin: float = 0.3  # kept from the walls, m
     min_distance: float = 0.3  # between sources and microphones, m (not with a placement grid)
     noise: str = "sensor"  # sensor, diffuse, directional or none
-    snr_db: tuple[float, float] = (10.0, 30.0)  # dB
+    snr_db: Sequence[float] = (10.0, 30.0)  # dB
 
     def __post_init__(self):
         for name in ("t60", "mic_height", "source_height", "snr_db"): object.__setattr__(self, name, _range(name, getattr(self, name)))
@@ -414,15 +414,17 @@ def _check_same(folder: Path, about: dict) -> None:
     if differs: raise ValueError(f"path={str(folder)!r}: holds other scenes ({'; '.join(differs[:3])}); choose another path or delete it")
 
 # %% ../../nbs/01_foundations/08a_scenes.ipynb #2381f63c
+def _bad_shards(path: Path, about: dict, checksums: bool) -> list[int]:
+    return [k for k in range(-(-about["count"] // about["shard"])) if not _shard_is_whole(path, k, checksums)]
+
 def _write_store(path: Path, about: dict, workers: int, scheduler: str | None, progress: bool) -> None:
     "Finish the shards that are not whole yet, then give the folder its name."
     from tqdm.auto import tqdm
-    partial = path.with_name(path.name + ".partial")
-    if path.exists(): path.rename(partial)  # damaged, or we would not be here
+    partial, damaged = path.with_name(path.name + ".partial"), path.exists()
+    if damaged: path.rename(partial)
     if (partial / "about.json").is_file(): _check_same(partial, about)
     else: _make_store(partial, about)
-    shards = -(-about["count"] // about["shard"])
-    todo = [k for k in range(shards) if not _shard_is_whole(partial, k)]
+    shards, todo = -(-about["count"] // about["shard"]), _bad_shards(partial, about, checksums=damaged)
     work = _in_processes(partial, todo, workers, scheduler) if workers or scheduler else (_write_shard(str(partial), k) for k in todo)
     with tqdm(total=shards, initial=shards - len(todo), desc=path.name, unit="shard", disable=not progress) as bar:
         for _ in work: bar.update()
@@ -430,9 +432,6 @@ def _write_store(path: Path, about: dict, workers: int, scheduler: str | None, p
     partial.rename(path)
 
 # %% ../../nbs/01_foundations/08a_scenes.ipynb #1fb50b4d
-def _bad_shards(path: Path, about: dict, checksums: bool) -> list[int]:
-    return [k for k in range(-(-about["count"] // about["shard"])) if not _shard_is_whole(path, k, checksums)]
-
 class SceneStore(torch.utils.data.Dataset):
     """Scenes on disk, a dataset like `SceneDataset`. Opening it checks that every shard is there in full size.
 
