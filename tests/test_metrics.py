@@ -79,6 +79,7 @@ def test_by_distance_drops_nothing(seed, n):
     if len(inside): assert abs(table.loc["1 to 2.5", "rmse"] - rmse(inside)) < 1e-12 and abs(table.loc["1 to 2.5", "median"] - median_error(inside)) < 1e-12
     weighted = (table["mean"] * table["count"]).sum() / n
     assert abs(weighted - errors.mean()) < 1e-12
+    assert by_distance(errors[:1], torch.ones(1, dtype=torch.float64), (0, 1, 2))["count"].tolist() == [0, 1]  # an edge belongs to the bin above it
 
 
 # --- association and OSPA, by brute force over permutations --------------------------------------------------------
@@ -95,7 +96,7 @@ def best_pairs(cost, allowed):
 
 @given(seeds, st.integers(1, 3), st.integers(1, 4), st.floats(0.1, 1.1))
 def test_association_is_the_best_of_all(seed, m, n, gate):
-    cost = drawn(seed, 3, m, n)
+    cost, gate = 100 * drawn(seed, 3, m, n), 100 * gate
     chosen = associate(cost, cost <= gate)
     assert chosen.shape == (3, m)
     for c, pick in zip(cost, chosen.tolist()):

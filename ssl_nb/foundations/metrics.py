@@ -509,7 +509,7 @@ class Evaluation:
 
     def table(self, by=(),  # names of conditions, in the order of the rows
               level: float = 0.95, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
-        "A row for each combination of conditions; `low` and `high`: bootstrap interval of the mean, NaN for a single unit."
+        "A row for each combination of conditions. `units`: recordings, or errors without one; `low` to `high`: interval of the mean, NaN for one unit."
         return _evaluation_table(self, [by] if isinstance(by, str) else list(by), level, draws, seed)
 
     def by_distance(self, edges=(0, 1, 2, 3, 5)) -> pd.DataFrame:
