@@ -176,6 +176,8 @@ def test_identity_is_remembered_over_pauses_and_gaps():
     assert abs(locata_measures(times, truth, active, estimates, new).swap_rate - 1 / 6) < 1e-12
     kept = locata_measures(times, truth, active, estimates, same)
     assert kept.swap_rate == 0 and abs(kept.fragmentation_rate - 1 / 6) < 1e-12
+    coasting = locata_measures(times, truth, active, estimates[:1], torch.ones(1, 9).bool())  # goes on through the pause
+    assert abs(coasting.false_alarm_rate - 3 / 9) < 1e-12 and coasting.false_alarm_rate_active == 0
 
 
 def test_no_tracks_at_all_and_absent_directions_may_be_nan():
