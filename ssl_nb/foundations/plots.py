@@ -6,7 +6,8 @@ Docs: https://ssl-nb.github.io/ssl_nb/01_foundations/plots.html.md"""
 
 # %% auto #0
 __all__ = ['COLORS', 'CYCLE', 'STYLE', 'numpy_of', 'new_figure', 'plot_room', 'add_ellipse', 'plot_gcc', 'plot_rir', 'plot_lines',
-           'plot_map', 'DragRoom']
+           'plot_map', 'plot_positions_3d', 'plot_errors', 'plot_trajectory', 'plot_angles', 'plot_power_map',
+           'DragRoom']
 
 # %% ../../nbs/01_foundations/10_plots.ipynb #80b33775
 import numpy as np
@@ -14,6 +15,8 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse, Rectangle
+from scipy.spatial import cKDTree
+from .geometry import to_angles, to_direction
 
 # %% ../../nbs/01_foundations/10_plots.ipynb #75590d7f
 import anywidget, traitlets
@@ -142,6 +145,205 @@ def plot_map(values,  # one value a grid point, (y points, x points)
     ax.grid(False)
     ax.set(xlabel="x (m)", ylabel="y (m)", title=title)
     fig.colorbar(image, label=label, ax=ax)
+    return fig
+
+# %% ../../nbs/01_foundations/10_plots.ipynb #55c5a248
+def _points(name, values, dims=(3,), absent=False):
+    "`values` as points (n, dim). Raises `ValueError` for another shape, or for what is not finite unless points may be `absent`."
+    points = np.atleast_2d(numpy_of(values)).astype(float)
+    if points.ndim != 2 or points.shape[1] not in dims:
+        raise ValueError(f"{name}: shape {points.shape}, must be (n, {' or '.join(map(str, dims))})")
+    if not absent and not np.isfinite(points).all(): raise ValueError(f"{name}: {int((~np.isfinite(points)).sum())} numbers that are not finite")
+    return points
+
+# %% ../../nbs/01_foundations/10_plots.ipynb #fc9175bb
+def _matched(**points):
+    "Raise `ValueError` unless all have as many rows as the first."
+    (first, n), *others = [(name, len(value)) for name, value in points.items()]
+    for name, m in others:
+        if m != n: raise ValueError(f"{name}: {m} rows, must be {n} like {first}")
+
+# %% ../../nbs/01_foundations/10_plots.ipynb #fd08998e
+def _joined(a, b):
+    "One broken line through all pairs (a[k], b[k]): three rows a pair, the third NaN."
+    return np.stack([a, b, np.full_like(a, np.nan)], 1).reshape(-1, a.shape[1])
+
+def _draw_box(ax, size):
+    "The edges of a room, with axes in proportion."
+    corners = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)]) * size
+    pairs = [(i, j) for i in range(8) for j in range(i) if np.sum(corners[i] != corners[j]) == 1]
+    edges = _joined(*(corners[list(index)] for index in zip(*pairs)))
+    ax.plot(*edges.T, color="0.6", lw=1)
+    ax.set(xlabel="x (m)", ylabel="y (m)", zlabel="z (m)", xlim=(0, size[0]), ylim=(0, size[1]), zlim=(0, size[2]))
+    ax.set_box_aspect(size / size.max(), zoom=0.88)  # space for the labels
+    ax.locator_params(axis="z", nbins=4)
+    ax.grid(False)  # the box is frame enough
+
+# %% ../../nbs/01_foundations/10_plots.ipynb #87d5bc15
+def _room_sides(size):
+    "Sides of a room as three numbers. Raises `ValueError` otherwise."
+    size = numpy_of(size).astype(float)
+    if size.shape != (3,) or not (np.isfinite(size) & (size > 0)).all(): raise ValueError(f"size={size.tolist()} m: must be three positive lengths")
+    return size
+
+# %% ../../nbs/01_foundations/10_plots.ipynb #294f642c
+def plot_positions_3d(size,  # room sides (x, y, z), m
+                      mics,  # microphones, (mics, 3), m
+                      truth,  # true positions, (n, 3), m
+                      estimates,  # estimated positions in the same order, (n, 3), m
+                      title: str = "") -> Figure:
+    "A room in space; a line joins every estimate with its truth. Raises `ValueError` for unequal or not finite positions."
+    size, mics, truth, estimates = _room_sides(size), _points("mics", mics), _points("truth", truth), _points("estimates", estimates)
+    _matched(truth=truth, estimates=estimates)
+    fig, ax = new_figure(size=(4.4, 3.6), subplot_kw={"projection": "3d"})
+    _draw_box(ax, size)
+    ax.plot(*mics.T, "o", color=COLORS["blue"], ms=5, label="microphone")
+    ax.plot(*_joined(truth, estimates).T, color="0.4", lw=1)
+    ax.plot(*truth.T, "*", color=COLORS["red"], ms=9, mew=0, label="talker")
+    ax.plot(*estimates.T, "x", color="k", ms=5, mew=1.3, label="estimate")
+    ax.set_title(title)
+    fig.legend(loc="outside lower center", ncols=3)
+    return fig
+
+# %% ../../nbs/01_foundations/10_plots.ipynb #a8753c07
+def plot_errors(errors,  # in the given unit, (n,)
+                unit: str,  # such as "m" or "deg"
+                cumulative: bool = False,  # the share below each error instead of a histogram
+                bins: int = 30, title: str = "") -> Figure:
+    "Distribution of errors with mean and median. Raises `ValueError` for errors that are negative, not finite or none."
+    errors = numpy_of(errors).astype(float).ravel()
+    if len(errors) == 0 or not (np.isfinite(errors) & (errors >= 0)).all(): raise ValueError(f"errors: {len(errors)} values, must be finite, not negative, and at least one")
+    fig, ax = new_figure(size=(5.2, 2.8))
+    if cumulative: ax.step(np.sort(errors), np.arange(1, len(errors) + 1) / len(errors), where="post", color=COLORS["blue"])
+    else: ax.hist(errors, bins=bins, color=COLORS["sky"])
+    for name, value, color, style in (("median", np.median(errors), "green", "-"), ("mean", errors.mean(), "red", "--")):
+        ax.axvline(value, color=COLORS[color], ls=style, lw=2, label=f"{name} {value:.3g} {unit}")
+    ax.set(xlabel=f"error ({unit})", ylabel="share of errors below" if cumulative else "number of errors", title=title)
+    ax.set_xlim(left=0)
+    ax.legend()
+    return fig
+
+# %% ../../nbs/01_foundations/10_plots.ipynb #5cf6e262
+def _shade_silence(ax, times, active):
+    "Shade the times around every run of frames in which nobody talks."
+    edge = np.diff(np.concatenate([[True], active, [True]]).astype(int))
+    borders = np.concatenate([times[:1], (times[1:] + times[:-1]) / 2, times[-1:]])  # half-way between the frames
+    for k, (first, last) in enumerate(zip(np.flatnonzero(edge == -1), np.flatnonzero(edge == 1))):
+        ax.axvspan(borders[first], borders[last], color="0.88", lw=0, zorder=0, label="nobody talks" if k == 0 else None)
+
+def _times(times, active, frames):
+    "Times and activity as arrays of as many frames. Raises `ValueError` otherwise."
+    times = numpy_of(times).astype(float)
+    if times.shape != (frames,) or not np.isfinite(times).all() or (np.diff(times) <= 0).any():
+        raise ValueError(f"times: shape {times.shape}, must be {frames} increasing numbers")
+    active = np.ones(frames, bool) if active is None else np.atleast_2d(numpy_of(active)).astype(bool).any(0)
+    if len(active) != frames: raise ValueError(f"active: {len(active)} frames, must be {frames}")
+    return times, active
+
+# %% ../../nbs/01_foundations/10_plots.ipynb #06946c8b
+def plot_trajectory(times,  # s, (frames,)
+                    truth,  # true positions, (frames, 3), m
+                    estimates,  # estimated positions, (frames, 3), m; NaN where there is none
+                    size=None,  # room sides (x, y, z), m
+                    mics=None,  # microphones, (mics, 3), m
+                    active=None,  # when the talker talks, (frames,); always if None
+                    title: str = "") -> Figure:
+    "A talker's way in space, from above, and the error over time. Raises `ValueError` for unequal lengths."
+    truth, estimates = _points("truth", truth), _points("estimates", estimates, absent=True)
+    _matched(truth=truth, estimates=estimates)
+    times, active = _times(times, active, len(truth))
+    size, mics = None if size is None else _room_sides(size), None if mics is None else _points("mics", mics)
+    with plt.rc_context(STYLE):
+        fig = plt.figure(figsize=(5.8, 4.2), layout="constrained")
+        axes = fig.subplot_mosaic([["top", "space"], ["error", "error"]], height_ratios=[1.8, 1], per_subplot_kw={"space": {"projection": "3d"}})
+    plt.close(fig)
+    for name, d in (("space", 3), ("top", 2)):
+        if mics is not None: axes[name].plot(*mics.T[:d], "o", color=COLORS["blue"], ms=5, label="microphone")
+        axes[name].plot(*truth.T[:d], color=COLORS["red"], lw=2, label="talker")
+        axes[name].plot(*estimates[active].T[:d], ".", color="k", ms=4, label="estimate")
+        axes[name].plot(*estimates[~active].T[:d], ".", color="0.65", ms=3, label="in silence")
+    if size is not None: _draw_box(axes["space"], size)
+    if size is not None: axes["top"].add_patch(Rectangle((0, 0), *size[:2], fill=False, lw=1.2))
+    axes["space"].set(xlabel="x (m)", ylabel="y (m)", zlabel="z (m)")
+    axes["top"].set(xlabel="x (m)", ylabel="y (m)", aspect="equal")
+    _shade_silence(axes["error"], times, active)
+    axes["error"].plot(times, np.linalg.norm(estimates - truth, axis=1), color="k", lw=1)
+    axes["error"].set(xlabel="time (s)", ylabel="error (m)", xlim=times[[0, -1]], ylim=(0, None))
+    handles, labels = axes["top"].get_legend_handles_labels()
+    shown = [k for k, name in enumerate(labels) if name != "in silence" or not active.all()]
+    fig.legend([handles[k] for k in shown], [labels[k] for k in shown], loc="outside upper center", ncols=len(shown), title=title)
+    return fig
+
+# %% ../../nbs/01_foundations/10_plots.ipynb #12cf7b16
+def _broken(times, degrees):
+    "Times and angles with a NaN inserted wherever the angle jumps by more than half a turn."
+    jumps = np.flatnonzero(np.abs(np.diff(degrees)) > 180) + 1
+    return np.insert(times, jumps, times[jumps]), np.insert(degrees, jumps, np.nan)
+
+def _angles_deg(name, directions):
+    "Azimuth and elevation in degrees, each (sources, frames), of vectors (frames, 3) or (sources, frames, 3)."
+    directions = torch.as_tensor(numpy_of(directions)).double()
+    if directions.ndim not in (2, 3) or directions.shape[-1] != 3: raise ValueError(f"{name}: shape {tuple(directions.shape)}, must be (frames, 3) or (sources, frames, 3)")
+    angles = [angle.rad2deg().numpy() for angle in to_angles(directions)]
+    return [angle[None] if angle.ndim == 1 else angle for angle in angles]
+
+# %% ../../nbs/01_foundations/10_plots.ipynb #448b17a2
+def plot_angles(times,  # s, (frames,)
+                truth,  # true directions, (frames, 3) or (sources, frames, 3), vectors of any length
+                estimates,  # estimated directions, (frames, 3) or (tracks, frames, 3); NaN where there is none
+                active=None,  # who talks when, (frames,) or (sources, frames); always if None
+                title: str = "") -> Figure:
+    "Azimuth and elevation over time, in degrees; silence is shaded. Raises `ValueError` for unequal lengths."
+    true_angles, found = _angles_deg("truth", truth), _angles_deg("estimates", estimates)
+    if not np.isfinite(true_angles[0]).all(): raise ValueError("truth: directions that are not finite")
+    if found[0].shape[1] != true_angles[0].shape[1]: raise ValueError(f"estimates: {found[0].shape[1]} frames, must be {true_angles[0].shape[1]} like truth")
+    times, active = _times(times, active, true_angles[0].shape[1])
+    fig, axes = new_figure(2, 1, size=(5.8, 3.6), sharex=True)
+    for ax, lines, marks, name, limit in zip(axes, true_angles, found, ("azimuth", "elevation"), (180, 90)):
+        _shade_silence(ax, times, active)
+        for k, y in enumerate(lines): ax.plot(*_broken(times, y), color="k", lw=1.2, label="truth" if k == 0 else None)
+        for k, y in enumerate(marks): ax.plot(times, y, "x+1234"[k % 6], ms=4, color=CYCLE[k % len(CYCLE)], label=f"track {k + 1}" if len(marks) > 1 else "estimate")
+        ax.set(ylabel=f"{name} (deg)", ylim=(-1.04 * limit, 1.04 * limit), yticks=np.linspace(-limit, limit, 5))
+    axes[1].set(xlabel="time (s)", xlim=times[[0, -1]])
+    axes[0].set_title(title)
+    axes[0].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return fig
+
+# %% ../../nbs/01_foundations/10_plots.ipynb #fa5cf60b
+def _directions_of(power, azimuth, elevation):
+    "Power (n,) and unit vectors (n, 3), from a grid or from scattered directions. Raises `ValueError` for other shapes."
+    power, azimuth, elevation = (numpy_of(x).astype(float) for x in (power, azimuth, elevation))
+    if power.ndim == 2 and azimuth.ndim == elevation.ndim == 1: azimuth, elevation = np.meshgrid(azimuth, elevation)
+    if not power.shape == azimuth.shape == elevation.shape or power.size == 0:
+        raise ValueError(f"power: shape {power.shape} with azimuth {azimuth.shape} and elevation {elevation.shape}, must be equal, or (elevations, azimuths)")
+    if not all(np.isfinite(x).all() for x in (power, azimuth, elevation)): raise ValueError("power, azimuth, elevation: must be finite")
+    if np.abs(elevation).max() > np.pi / 2 + 1e-6: raise ValueError(f"elevation={np.abs(elevation).max():.3g} rad: must be within -pi/2 to pi/2 (radians?)")
+    return power.ravel(), to_direction(torch.from_numpy(azimuth.ravel().copy()), torch.from_numpy(elevation.ravel().copy())).numpy()
+
+# %% ../../nbs/01_foundations/10_plots.ipynb #313e90df
+def plot_power_map(power,  # (elevations, azimuths) on a grid, or (n,) in scattered directions
+                   azimuth, elevation,  # rad: of the grid's columns and rows, or of each direction
+                   truth=None,  # true directions, (n, 3) or (3,), vectors of any length
+                   estimate=None,  # estimated directions, (n, 3) or (3,)
+                   label: str = "power",  # of the colour bar, with unit
+                   title: str = "") -> Figure:
+    "Power over the sphere in Mollweide's equal-area projection, light is more. Raises `ValueError` for shapes that do not fit."
+    power, directions = _directions_of(power, azimuth, elevation)
+    across, up = np.radians(np.linspace(-180, 180, 181)), np.radians(np.linspace(-90, 90, 91))  # edges of cells of 2 degrees
+    centre = to_direction(*(torch.from_numpy(x) for x in np.meshgrid((across[1:] + across[:-1]) / 2, (up[1:] + up[:-1]) / 2))).numpy()
+    nearest = cKDTree(directions).query(centre)[1]
+    fig, ax = new_figure(size=(5.4, 2.9), subplot_kw={"projection": "mollweide"})
+    ax.grid(False)
+    mesh = ax.pcolormesh(across, up, power[nearest], cmap="cividis", rasterized=True)
+    for points, name, style in ((truth, "truth", dict(marker="o", ms=13, mfc="none", mec=COLORS["red"], mew=2)), (estimate, "estimate", dict(marker="X", ms=10, mfc="w", mec="k"))):
+        if points is None: continue
+        angles = to_angles(torch.from_numpy(_points(name, points)))
+        ax.plot(*(a.numpy() for a in angles), ls="", label=name, clip_on=False, zorder=5, **style)
+    ax.set_xticks(np.radians([-120, -60, 0, 60, 120]), ["-120°", "-60°", "0°", "60°", "120°"], color="w")
+    ax.set_yticks(np.radians([-60, -30, 0, 30, 60]))
+    ax.set(xlabel="azimuth", ylabel="elevation", title=title)
+    fig.colorbar(mesh, label=label, ax=ax, shrink=0.8)
+    if truth is not None or estimate is not None: fig.legend(loc="outside lower right", ncols=2)
     return fig
 
 # %% ../../nbs/01_foundations/10_plots.ipynb #6d832eb7
