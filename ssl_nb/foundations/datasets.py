@@ -292,8 +292,9 @@ def _locata_looks(here, array, seconds):
     if not looks.any(): raise ValueError(f"{here / 'required_time.txt'}: no valid time stamp within the audio")
     times, place = times[looks], place[looks]
     turn = place[:, 3:12].reshape(-1, 3, 3)
-    if not (np.isfinite(place).all() and np.allclose(turn @ turn.transpose(0, 2, 1), np.eye(3), atol=0.01) and (np.diff(times) >= 0).all()):
-        raise ValueError(f"{path}: malformed: a number is missing, a rotation is none, or the time runs backwards")
+    if (np.diff(times) < 0).any(): raise ValueError(f"{here / 'required_time.txt'}: malformed: the time runs backwards")
+    if not (np.isfinite(place).all() and np.allclose(turn @ turn.transpose(0, 2, 1), np.eye(3), atol=0.01)):
+        raise ValueError(f"{path}: malformed: a number is missing where valid_flag is 1, or a rotation is none")
     return times, place[:, :3], turn, place[:, 12:].reshape(len(place), -1, 3), looks
 
 # %% ../../nbs/01_foundations/08b_recordings.ipynb #34805709
@@ -565,7 +566,7 @@ def _continue_download(url, target, kept, size, progress):
             with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as answer:
                 if answer.status != 206: have = 0  # this server does not continue
                 elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"): raise OSError("the server sent another range than was asked for")
-                with open(kept, "ab" if have else "wb") as f, tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=kept.stem, disable=not progress) as bar:
+                with open(kept, "ab" if have else "wb") as f, tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=kept.stem, disable=None if progress else True) as bar:
                     while block := answer.read(1 << 20): bar.update(f.write(block))
     except OSError as e: raise OSError(f"{url}: {e}; {kept.stat().st_size if kept.exists() else 0} of {size} bytes are here; run it again to continue") from e
     if (got := kept.stat().st_size) < size: raise OSError(f"{url}: the connection broke after {got} of {size} bytes; run it again to continue")
@@ -579,21 +580,21 @@ def _need_space(folder, size):
 
 # %% ../../nbs/01_foundations/08b_recordings.ipynb #71e9d69e
 def _extract(archive, folder):
-    "Unpack a tar or zip file. Raises `ValueError` for a member that leaves the folder or is no plain file, folder or inner link."
+    "Unpack a tar or zip file. Raises `OSError` for a member that leaves the folder or is no plain file, folder or inner link."
     if tarfile.is_tarfile(archive):
         if not hasattr(tarfile, "data_filter"): raise OSError("unpacking safely needs Python 3.11.4 or later")
         try:
             with tarfile.open(archive) as t: t.extractall(folder, filter="data")
-        except tarfile.FilterError as e: raise ValueError(f"{archive.name}: refused: {e}") from e
+        except tarfile.FilterError as e: raise OSError(f"{archive.name}: refused: {e}") from e
     elif zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as z:
             for m in z.infolist():
                 parts = m.filename.replace("\\", "/").split("/")
                 if ".." in parts or not parts[0] or ":" in parts[0] or stat.S_ISLNK(m.external_attr >> 16):
-                    raise ValueError(f"{archive.name}: refused: {m.filename!r} would leave the folder, or is a link")
+                    raise OSError(f"{archive.name}: refused: {m.filename!r} would leave the folder, or is a link")
             _need_space(folder, sum(m.file_size for m in z.infolist()))
             z.extractall(folder)
-    else: raise ValueError(f"{archive.name}: neither a tar nor a zip file")
+    else: raise OSError(f"{archive.name}: neither a tar nor a zip file")
 
 # %% ../../nbs/01_foundations/08b_recordings.ipynb #715983fc
 def _move_into(source, target):
@@ -614,18 +615,19 @@ def _parts(name, part, table):
 def fetch(name: str,  # librispeech or locata
           folder: str | Path | None = None,  # where to; the settings' if None
           part: str | None = None,  # such as dev-clean; all parts if None
-          progress: bool = True,  # show a bar
+          progress: bool = True,  # show a bar in a terminal
           table: str | Path | None = None,  # another table of archives
           ) -> list[Path]:  # the folders that are there now
     """Download what is not there yet, verify it and unpack it.
 
-    Raises `ValueError` for a set that has no address (with what to do instead), a wrong checksum or an unsafe archive, `OSError` for a broken connection or a full disk."""
+    Raises `ValueError` for an unknown name or a set that has no address (with what to do instead), and `OSError` for a broken connection, a full disk,
+    a wrong checksum or an unsafe archive."""
     import pooch
     pooch.get_logger().setLevel("WARNING")  # the bar says enough
     rows = _parts(name, part, table)
     for row in rows:
         if not row.url: raise ValueError(f"{name}: {row.instructions}")
-        if not (row.url.startswith(("http://", "https://")) and row.checksum): raise ValueError(f"{name}, {row.part}: the table gives no http address or no checksum")
+        if not (re.match("https?://", row.url) and re.fullmatch("(md5|sha256):[0-9a-f]+", row.checksum)): raise ValueError(f"{name}, {row.part}: the table gives no http address or no checksum")
     folder = folder or load_settings().datasets.get(name)
     if folder is None: raise ValueError(f"{name}: say where to: settings.ini ([datasets], key {name!r}), SSL_NB_{name.upper()}, or `folder`")
     folder = Path(folder).expanduser()
@@ -633,11 +635,13 @@ def fetch(name: str,  # librispeech or locata
     for row in (r for r in rows if not (folder / r.gives).exists()):
         archive = f"{name}-{row.part}.archive"
         kept = folder / f"{archive}.part"
-        _need_space(folder, row.bytes + row.unpacked - (kept.stat().st_size if kept.exists() else 0))
-        pooch.retrieve(row.url, row.checksum, archive, folder, downloader=lambda url, target, _: _continue_download(url, target, kept, row.bytes, progress))
+        here = sum(p.stat().st_size for p in (folder / archive, kept) if p.exists())
+        _need_space(folder, row.unpacked + max(0, row.bytes - here))
+        try: pooch.retrieve(row.url, row.checksum, archive, folder, downloader=lambda url, target, _: _continue_download(url, target, kept, row.bytes, progress))
+        except ValueError as e: raise OSError(f"{row.url}: wrong checksum, so the file was not kept: {e}") from e
         with tempfile.TemporaryDirectory(dir=folder, prefix=".unpack-") as beside:
             _extract(folder / archive, Path(beside))
-            if not (Path(beside) / row.gives).exists(): raise ValueError(f"{row.url}: holds no {row.gives}")
+            if not (Path(beside) / row.gives).exists(): raise OSError(f"{row.url}: holds no {row.gives}")
             _move_into(Path(beside), folder)
         (folder / archive).unlink()
     return [folder / row.gives for row in rows]
