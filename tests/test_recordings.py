@@ -238,7 +238,7 @@ def test_adhoc40_positions_are_those_of_the_readme():
     "Copied by hand from the README's tables; microphone 4 of the development grid is the misprint."
     for split, mic, place in (("train", 1, (9.1, 5.2)), ("train", 2, (8.3, 6.0)), ("train", 7, (9.1, 0.4)), ("train", 12, (6.7, 4.4)), ("train", 20, (5.1, 4.4)),
                               ("train", 37, (2.7, 2.0)), ("train", 40, (1.9, 1.2)), ("test", 1, (8.3, 6.0)), ("dev", 9, (6.7, 6.0)), ("test", 22, (5.1, 2.0)),
-                              ("dev", 40, (1.9, 0.4))):
+                              ("dev", 40, (1.9, 0.4)), ("dev", 12, (6.7, 3.6))):
         close(ADHOC40_MICS[split][mic - 1], [*place, 0.9], 1e-5)
     assert ADHOC40_LOUDSPEAKERS["train"][6] == (8.3, 2.0, 0.95) and ADHOC40_LOUDSPEAKERS["dev"][7] == (5.9, 5.2, 0.95) and ADHOC40_LOUDSPEAKERS["test"][1] == (2.7, 1.2, 0.95)
 
@@ -478,6 +478,13 @@ def test_fetch_starts_anew_from_a_part_that_is_too_long(server, tmp_path):
     assert fetch("librispeech", here, progress=False, table=table)[0].is_dir() and server.asked == [None]
 
 
+def test_fetch_stops_a_server_that_sends_without_end(server, tmp_path):
+    table = offer(server, tmp_path / "t", tar(*GOOD), bytes=3000)
+    server.body = bytes(5_000_000)
+    with pytest.raises(OSError, match="more than the 3000 bytes"): fetch("librispeech", tmp_path / "here", progress=False, table=table)
+    assert (tmp_path / "here/librispeech-dev-clean.archive.part").stat().st_size <= 1 << 20
+
+
 def test_fetch_looks_at_the_disk_first(server, tmp_path, monkeypatch):
     table = offer(server, tmp_path / "t", tar(*GOOD))
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(1000, 900, 100))
@@ -564,7 +571,7 @@ def test_data_commands(server, tmp_path, realman):
     broken = call("data", "fetch", "librispeech", **here)
     assert broken.returncode == 1 and "30000 of" in broken.stderr and "Traceback" not in broken.stderr
     done = call("data", "fetch", "librispeech", "--part", "dev-clean", **here)
-    assert done.returncode == 0 and "verified and unpacked" in done.stdout and server.asked == [None, "bytes=30000-"]
+    assert done.returncode == 0 and str(tmp_path / "here/LibriSpeech/dev-clean") in done.stdout and server.asked == [None, "bytes=30000-"]
     lacking = call("data", "check", "librispeech", "--part", "dev-clean", **here)
     assert lacking.returncode == 1 and "1 of 2703" in lacking.stdout
     whole = call("data", "check", "realman", "--part", "val", SSL_NB_REALMAN=str(realman))

@@ -567,7 +567,9 @@ def _continue_download(url, target, kept, size, progress):
                 if answer.status != 206: have = 0  # this server does not continue
                 elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"): raise OSError("the server sent another range than was asked for")
                 with open(kept, "ab" if have else "wb") as f, tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=kept.stem, disable=None if progress else True) as bar:
-                    while block := answer.read(1 << 20): bar.update(f.write(block))
+                    while block := answer.read(1 << 20):
+                        bar.update(f.write(block))
+                        if f.tell() > size: raise OSError(f"more than the {size} bytes that were announced")
     except OSError as e: raise OSError(f"{url}: {e}; {kept.stat().st_size if kept.exists() else 0} of {size} bytes are here; run it again to continue") from e
     if (got := kept.stat().st_size) < size: raise OSError(f"{url}: the connection broke after {got} of {size} bytes; run it again to continue")
     shutil.move(kept, target)
@@ -677,7 +679,7 @@ def missing_recordings(name: str,  # librispeech, locata, libriadhoc40 or realma
                        folder: str | Path | None = None,  # the settings' if None
                        part: str | None = None,  # all parts if None
                        ) -> dict[str, list[str]]:  # part -> what it lacks; an empty list where it is whole
-    "What the loaders would not find. Raises as `_set_folder` for a folder that is not there, `ValueError` for an unknown name."
+    "What the loaders would not find. Raises `FileNotFoundError` for a folder that is not there, `ValueError` for an unknown name or no folder."
     parts = RECORDING_PARTS[_one_of("name", name, tuple(RECORDING_PARTS))]
     folder, found = _set_folder(name, folder), {}
     for one in parts if part is None else [_one_of("part", part, parts)]:

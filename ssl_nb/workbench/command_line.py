@@ -128,7 +128,7 @@ def data_fetch(name: _NAME, part: _PART = None,
     except KeyboardInterrupt:
         typer.secho("interrupted: run it again to continue", fg="red", err=True)
         raise typer.Exit(130)
-    for place in places: typer.echo(f"{place}: verified and unpacked")
+    for place in places: typer.echo(f"{place} is here; to look inside:  ssl-nb data check {name}")
     if folder and load_settings().datasets.get(name) != folder: typer.echo(f"to use it, write in settings.ini under [datasets]: {name} = {folder.resolve()}")
 
 # %% ../../nbs/08_workbench/03_command_line.ipynb #1f84bbb4
