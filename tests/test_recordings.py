@@ -559,6 +559,12 @@ def test_the_published_table():
     assert (table[table.url == ""].instructions != "").all() and set(table[table.set == "librispeech"].part) == set(LIBRISPEECH)
 
 
+def test_importing_reads_no_table(tmp_path):
+    import os, subprocess, sys
+    code = "import ssl_nb.foundations.datasets"
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "SSL_NB_DATA": str(tmp_path), "SSL_NB_SETTINGS": "/nowhere"}).returncode == 0
+
+
 # --- the command ----------------------------------------------------------------------------------------------------
 
 def test_data_commands(server, tmp_path, realman):

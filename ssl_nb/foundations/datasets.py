@@ -543,15 +543,13 @@ def _write_realman(folder, split="val", scene="OfficeRoom3", motion="moving", se
     table = pd.DataFrame({"filename": [f"{name}.flac"], "angle(°)": [cell], "ele": ["0.0"], "distance": ["2.0"]})
     table.to_csv(folder / split / f"{split}_{motion}_source_location.csv")
 
-# %% ../../nbs/01_foundations/08b_recordings.ipynb #35ea7b47
+# %% ../../nbs/01_foundations/08b_recordings.ipynb #7b285bff
 def downloads(table: str | Path | None = None,  # a CSV as data/recordings.csv, which is read if None
               ) -> pd.DataFrame:
     "What can be fetched: a row a part, with its address, size, checksum and licence."
     table = Path(table or load_settings().data / "recordings.csv")
     if not table.is_file(): raise FileNotFoundError(f"{table}: missing; restore it with: git checkout -- data/recordings.csv")
     return pd.read_csv(table, dtype={"bytes": "Int64", "unpacked": "Int64"}, keep_default_na=False, na_values={"bytes": [""], "unpacked": [""]})
-
-downloads().assign(checksum=lambda t: t.checksum.str[:14], gigabytes=lambda t: (t.bytes / 1e9).round(1))[["set", "part", "gigabytes", "checksum"]]
 
 # %% ../../nbs/01_foundations/08b_recordings.ipynb #120d4870
 def _continue_download(url, target, kept, size, progress):
