@@ -31,31 +31,40 @@ def _bin_weights(n, like):
 
 def _whiten(spectrum, weighting, beta, weights):
     "Divide a weighting's magnitude out of every channel and scale it to unit energy; a silent channel stays zero."
-    magnitude = spectrum.abs()
+    magnitude = raw = spectrum.abs()
     loudest = magnitude.amax(-1, keepdim=True)
     if weighting == "scot":
         power = magnitude.square().reshape(-1, 1, magnitude.shape[-1])
         smooth = torch.nn.functional.avg_pool1d(power, _SMOOTH, 1, _SMOOTH // 2, count_include_pad=False)
         magnitude = smooth.reshape(magnitude.shape).sqrt()
     floor = loudest * (1e-6 if spectrum.dtype == torch.complex64 else 1e-14)  # below it there is only rounding
-    divisor = torch.maximum(magnitude, floor) ** beta if weighting != "none" else loudest
-    white = spectrum / divisor.where(loudest > 0, torch.ones_like(loudest))
-    energy = (white.abs().square() * weights).sum(-1, keepdim=True)
-    return white / energy.where(energy > 0, torch.ones_like(energy)).sqrt()  # in this order a silent channel has a gradient, zero
+    divisor = torch.maximum(magnitude, floor) if weighting != "none" else loudest.expand_as(raw)
+    if beta != 1 and weighting != "none": divisor = divisor**beta
+    divisor = divisor.where(loudest > 0, torch.ones_like(loudest))
+    energy = ((raw / divisor).square() @ weights).unsqueeze(-1)
+    scale = (divisor * energy.where(energy > 0, torch.ones_like(energy)).sqrt()).reciprocal()  # a silent channel has a gradient, zero
+    return torch.view_as_complex(torch.view_as_real(spectrum) * scale.unsqueeze(-1))  # real arithmetic is the faster one
 
 # %% ../../nbs/01_foundations/04_gcc_phat.ipynb #9186e63b
-@lru_cache(maxsize=8)  # a stream of frames asks for the same matrix again and again
-def _lag_matrix(n, max_lag, interpolation, dtype, device):
-    "Cosines and minus sines of equation (3), interleaved as the real and imaginary parts of a complex number are."
-    with torch.inference_mode(False):  # made in evaluation, it must still serve in training
-        steps = torch.arange(-max_lag * interpolation, max_lag * interpolation + 1)
+def _cross_parts(white, weights, first, second):
+    "Real and imaginary part of the weighted cross-spectra of pairs, (some, pairs, frequencies) each."
+    re, im = (part.contiguous() for part in torch.view_as_real(white).unbind(-1))
+    a, b, c, d = (re * weights)[:, first], (im * weights)[:, first], re[:, second], im[:, second]
+    return torch.addcmul(a * c, b, d), torch.addcmul(b * c, a, d, value=-1)
+
+@lru_cache(maxsize=8)  # a stream of frames asks for the same matrices again and again
+def _lag_matrices(n, max_lag, interpolation, dtype, device):
+    "Cosines (frequencies, lags from 0 on) and minus sines (frequencies, lags after 0) of equation (3)."
+    with torch.inference_mode(False):  # made in evaluation, they must still serve in training
+        steps = torch.arange(max_lag * interpolation + 1)
         cycles = torch.remainder(torch.arange(n // 2 + 1)[:, None] * steps, n * interpolation).double() / (n * interpolation)
         angle = 2 * torch.pi * cycles  # whole turns are taken off in integers, so no digit is lost
-        return torch.stack([angle.cos(), -angle.sin()], 1).flatten(0, 1).to(device=device, dtype=dtype)
+        return angle.cos().to(device=device, dtype=dtype), -angle[:, 1:].sin().to(device=device, dtype=dtype)
 
-def _lags_by_matrix(cross, n, max_lag, interpolation):
+def _lags_by_matrix(real, imag, cosines, minus_sines):
     "Equation (3): the inverse transform at the wanted lags alone."
-    return torch.view_as_real(cross.resolve_conj()).flatten(-2) @ _lag_matrix(n, max_lag, interpolation, cross.real.dtype, cross.device)
+    even, odd = real @ cosines, imag @ minus_sines
+    return torch.cat([(even[..., 1:] - odd).flip(-1), even[..., :1], even[..., 1:] + odd], -1)
 
 # %% ../../nbs/01_foundations/04_gcc_phat.ipynb #c73f51ec
 def _lags_by_transform(cross, n, max_lag, interpolation):
@@ -75,7 +84,7 @@ def _check_audio(audio, max_lag, weighting, interpolation, beta):
         raise ValueError(f"audio: shape {tuple(audio.shape)}, needs (*batch, mics, time) with at least 2 microphones")
     check_floating(audio=audio)
     if audio.shape[-1] < 2: raise ValueError(f"audio: {audio.shape[-1]} samples, needs at least 2")
-    if not torch.isfinite(audio).all(): raise ValueError("audio: holds samples that are not finite numbers")
+    if not torch.isfinite(audio.abs().amax(-1) if audio.numel() else audio).all(): raise ValueError("audio: holds samples that are not finite numbers")
     if not 1 <= max_lag < audio.shape[-1]:
         raise ValueError(f"max_lag={max_lag} samples: must be from 1 to {audio.shape[-1] - 1}, one less than the samples")
     if weighting not in WEIGHTINGS: raise ValueError(f"weighting={weighting!r}: must be one of {', '.join(WEIGHTINGS)}")
@@ -103,9 +112,12 @@ def gcc_phat(audio: Float[Tensor, "*batch mics time"],
     spectrum = torch.fft.rfft(audio / peak.where(peak > 0, torch.ones_like(peak)), n)
     weights = _bin_weights(n, audio)
     white = _whiten(spectrum, weighting, beta, weights).reshape(-1, *spectrum.shape[-2:])
-    lags_of = _lags_by_matrix if 2 * max_lag * interpolation < _MATRIX_LAGS else _lags_by_transform
     at_once = max(1, _CACHED[audio.device.type == "cpu"] // (len(first) * len(weights)))
-    gcc = torch.cat([lags_of(some[:, first] * (some * weights)[:, second].conj(), n, max_lag, interpolation) for some in white.split(at_once)])
+    parts = (_cross_parts(some, weights, first, second) for some in white.split(at_once))
+    if 2 * max_lag * interpolation < _MATRIX_LAGS:
+        matrices = _lag_matrices(n, max_lag, interpolation, audio.dtype, audio.device)
+        gcc = torch.cat([_lags_by_matrix(*part, *matrices) for part in parts])
+    else: gcc = torch.cat([_lags_by_transform(torch.complex(*part), n, max_lag, interpolation) for part in parts])
     return gcc.reshape(*audio.shape[:-2], *gcc.shape[1:])
 
 # %% ../../nbs/01_foundations/04_gcc_phat.ipynb #9e88fd6d

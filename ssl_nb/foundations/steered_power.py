@@ -18,7 +18,7 @@ import scipy.spatial
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from .gcc_phat import _CACHED, _MATRIX_LAGS, _bin_weights, _check_audio, _lag_matrix, _lags_by_transform, _whiten
+from .gcc_phat import _CACHED, _MATRIX_LAGS, _bin_weights, _check_audio, _cross_parts, _lag_matrices, _lags_by_matrix, _lags_by_transform, _whiten
 from .geometry import SPEED_OF_SOUND, check_floating, check_size, check_speed, distances
 from .geometry import far_field_tdoas, max_tdoa, mic_pairs, robot_head_array, tdoas, to_direction
 from .multilateration import _tangent_basis
@@ -135,11 +135,11 @@ def _correlations(audio, pairs, max_lag, fs, weighting, beta, band):
     spectrum = torch.fft.rfft(audio / peak.where(peak > 0, torch.ones_like(peak)), n)[..., low:high]
     weights = _bin_weights(n, audio)[low:high]
     white = _whiten(spectrum, weighting, beta, weights)
-    cross = white[:, pairs[:, 0]] * (white * weights)[:, pairs[:, 1]].conj()
+    real, imag = _cross_parts(white, weights, pairs[:, 0], pairs[:, 1])
     if 2 * max_lag >= _MATRIX_LAGS:
-        return _lags_by_transform(torch.nn.functional.pad(cross, (low, n // 2 + 1 - high)), n, max_lag, _STEPS)
-    matrix = _lag_matrix(n, max_lag, _STEPS, audio.dtype, audio.device)[2 * low:2 * high]
-    return torch.view_as_real(cross.resolve_conj()).flatten(-2) @ matrix
+        return _lags_by_transform(torch.nn.functional.pad(torch.complex(real, imag), (low, n // 2 + 1 - high)), n, max_lag, _STEPS)
+    cosines, minus_sines = _lag_matrices(n, max_lag, _STEPS, audio.dtype, audio.device)
+    return _lags_by_matrix(real, imag, cosines[low:high], minus_sines[low:high])
 
 # %% ../../nbs/01_foundations/06_steered_power.ipynb #32789d9a
 _STORED = 2**25  # taps that are kept (256 MB at most)
