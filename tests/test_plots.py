@@ -113,10 +113,11 @@ def test_map_marks_truth_and_estimates_and_keeps_areas():
     ax = rendered(fig).axes[0]
     np.testing.assert_allclose(ax.lines[0].get_xydata(), [[0.5, 0.1], [1.0, 0.2]], atol=1e-6)
     np.testing.assert_allclose(ax.lines[1].get_xydata(), [[3.0, -0.3]], atol=1e-6)
-    height = lambda e: ax.transProjection.transform([(0.0, e)])[0, 1]
-    width = lambda e: np.ptp(ax.transProjection.transform([(-3.14159, e), (3.14159, e)])[:, 0])
-    area = lambda e: (height(e + 0.01) - height(e - 0.01)) * width(e) / math.cos(e)  # of a band, over its solid angle
-    assert area(1.0) == pytest.approx(area(0.0), rel=0.01)
+    on_paper = lambda a, e: ax.transProjection.transform([(a, e)])[0]
+    def magnification(a, e, h=0.05):  # matplotlib solves for the projection to 0.001 only
+        "Area on paper of a small patch, over its solid angle."
+        return abs(np.linalg.det([on_paper(a + h, e) - on_paper(a - h, e), on_paper(a, e + h) - on_paper(a, e - h)])) / math.cos(e)
+    for a, e in ((0.0, 1.0), (2.5, 0.3), (-2.0, -1.1)): assert magnification(a, e) == pytest.approx(magnification(0.0, 0.0), rel=0.02)
 
 
 @pytest.mark.parametrize("call, words", [
