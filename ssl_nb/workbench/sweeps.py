@@ -57,7 +57,7 @@ def _read_yaml(text: str) -> dict:
     if "experiment" not in asked: raise ValueError("key 'experiment' is missing")
     return asked
 
-# %% ../../nbs/08_workbench/02a_sweeps.ipynb #06f3f124
+# %% ../../nbs/08_workbench/02a_sweeps.ipynb #59744459
 def _merge(*parts: dict) -> dict:
     "Parts of one point together. Raises `ValueError` for a parameter that two of them give."
     merged = {}
@@ -67,8 +67,6 @@ def _merge(*parts: dict) -> dict:
             if name in merged: raise ValueError(f"parameter {name!r}: given twice, as {merged[name]!r} and {value!r}")
             merged[name] = value
     return merged
-
-assert _merge({"a": 1}, {"b": 2}) == {"a": 1, "b": 2}
 
 # %% ../../nbs/08_workbench/02a_sweeps.ipynb #e47604f9
 def _combinations(asked: dict) -> Iterator[dict]:
@@ -83,7 +81,7 @@ def _combinations(asked: dict) -> Iterator[dict]:
     product = [dict(zip(grid, values)) for values in itertools.product(*grid.values())] if grid or not points else []
     fixed = _merge({"profile": asked["profile"]} if "profile" in asked else {}, asked.get("parameters", {}))
     for point in [*product, *points]:
-        for seed in seeds or [None]: yield _merge(fixed, point, {} if seed is None else {"seed": check_seed(seed, "seeds")})
+        for seed in seeds or [None]: yield _merge(fixed, point, {} if seed is None else {"seed": check_seed(str(seed), "seeds")})
 
 # %% ../../nbs/08_workbench/02a_sweeps.ipynb #6d9c8cb6
 def _same(values: dict) -> str:
@@ -112,13 +110,11 @@ def unfinished(sweep: Sweep) -> list[dict[str, object]]:
     done = {_same(run["parameters"]) for _, run in _finished(sweep.experiment)}
     return [values for values in sweep.points if _same(values) not in done]
 
-# %% ../../nbs/08_workbench/02a_sweeps.ipynb #7727cbc6
+# %% ../../nbs/08_workbench/02a_sweeps.ipynb #1dfd0f79
 def point_label(sweep: Sweep, values: dict[str, object]) -> str:
     "The parameters of a point that are not the same at all points."
     varied = [n for n in values if len({json.dumps(p[n]) for p in sweep.points}) > 1]
     return ", ".join(f"{n}={values[n]}" for n in varied) or sweep.experiment
-
-assert point_label(roots, roots.points[2]) == "c=5.0, seed=0"
 
 # %% ../../nbs/08_workbench/02a_sweeps.ipynb #930b7ee9
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -178,11 +174,12 @@ def _look(probe: str, notebook: str) -> dict[str, object]:
     "What a worker has: versions, a digest of the library's code, the commit; and whether it sees the folders."
     from importlib.metadata import version
     import ssl_nb
-    code = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(ssl_nb.__file__).parent.rglob("*.py")))).hexdigest()[:8]
+    package = Path(ssl_nb.__file__).parent
+    code = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(package.rglob("*.py")))).hexdigest()[:8]
     try: pages = hashlib.sha256(Path(notebook).read_bytes()).hexdigest()[:8]
     except OSError: pages = "missing"
     about = {"python": platform.python_version(), "torch": version("torch"), "numpy": version("numpy"), "ssl_nb": ssl_nb.__version__,
-             "ssl_nb code": code, "git commit": (_words("git", "rev-parse", "HEAD") or "unknown")[:8], "notebook": pages}
+             "ssl_nb code": code, "git commit": (_words("git", "-C", str(package), "rev-parse", "HEAD") or "unknown")[:8], "notebook": pages}
     return {"machine": platform.node(), "sees": Path(probe).exists(), "about": about}
 
 def differences(here: dict[str, str], there: dict[str, str]) -> str:
@@ -274,9 +271,10 @@ def run_sweep(sweep: Sweep, workers: int | None = None,  # on this machine; one 
     todo, home = unfinished(sweep), load_settings().runs.resolve() / sweep.experiment
     if not todo: return
     count = min(workers or os.cpu_count() or 1, len(todo))
-    with _workers(count, scheduler) as client:
-        machines = _check_workers(client, sweep) if scheduler else [platform.node()] * count
-        environment = _circumstances_of_points(several=len(set(machines)) < len(machines))
-        calls = [(sweep.experiment, values, str(sweep.folder), environment, os.getcwd()) for values in todo]
-        for number, future in _ends(client, calls): yield _how_it_ended(todo[number], future)
-    _drop_dead_partials(home)  # of workers that were killed
+    try:
+        with _workers(count, scheduler) as client:
+            machines = _check_workers(client, sweep) if scheduler else [platform.node()] * count
+            environment = _circumstances_of_points(several=len(set(machines)) < len(machines))
+            calls = [(sweep.experiment, values, str(sweep.folder), environment, os.getcwd()) for values in todo]
+            for number, future in _ends(client, calls): yield _how_it_ended(todo[number], future)
+    finally: _drop_dead_partials(home)  # of workers that were killed or stopped

@@ -42,10 +42,10 @@ def summarize(table: pd.DataFrame,  # of rows, from `results` or `committed_resu
     for k in by:
         if k not in table: raise ValueError(f"column {k!r} is unknown: there are {', '.join(table.columns)}{nearest(k, table.columns)}")
     if len(set(by)) < len(by) or not by: raise ValueError(f"by={list(by)}: must be one or more different columns")
+    parameters = {name for text in table.changed.unique() for name in re.findall(r"(?:^|, )(\w+)=", text)}
     table, keys = _newest(table), list(by)
     mixed = [k for k in ("profile", "changed") if k not in by and (table.groupby(keys, dropna=False)[k].nunique(dropna=False) > 1).any()]
     keys += mixed
-    parameters = {name for text in table.changed.unique() for name in re.findall(r"(?:^|, )(\w+)=", text)}
     metrics = [c for c in table.select_dtypes("number") if c not in (*keys, *ABOUT_RUN, *parameters)]
     if not metrics: raise ValueError(f"by={list(by)}: no numeric column is left to average")
     long = table.melt(keys, metrics, "metric").dropna(subset="value")
