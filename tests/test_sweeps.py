@@ -11,7 +11,7 @@ from run_notebook import ROOT
 from typer.testing import CliRunner
 from ssl_nb.workbench.command_line import app
 from ssl_nb.workbench.experiments import _drop_dead_partials, _rename
-from ssl_nb.workbench.sweeps import PointEnd, _ends, _how_it_ended, _run_point, differences, point_label, read_sweep, run_sweep, unfinished
+from ssl_nb.workbench.sweeps import _ends, _how_it_ended, _run_point, differences, point_label, read_sweep, run_sweep, unfinished
 from ssl_nb.workbench.tables import FORMATS, beside_papers, committed_results, for_reading, format_table, results_table, summarize
 
 COMMAND = Path(sys.executable).parent / "ssl-nb"
@@ -158,7 +158,8 @@ def cluster(folder, workers):
         for process in processes: process.kill(); process.wait()
 
 
-def test_workers_of_an_existing_scheduler(house, tmp_path_factory):
+def test_workers_of_an_existing_scheduler(house, tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("SSL_NB_RUNS", str(house / "shared"))  # not what the settings file says, nor what the workers' own environment says
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     asked(house, "experiment: toy\npoints: [{mode: kill}, {mode: fine}, {size: 2}]")
     deadline = time.monotonic() + 30
@@ -169,7 +170,8 @@ def test_workers_of_an_existing_scheduler(house, tmp_path_factory):
         done = call("sweep", "sweep.yaml", "--scheduler", address)
         assert done.returncode == 1 and "its worker died" in done.stderr and done.stderr.count("\n- ") == 1, done.stderr + done.stdout
         assert "[3/3]" in done.stdout and "instead of" not in done.stderr
-    runs = [json.loads((house / "runs/toy" / n / "metrics.json").read_text()) for n in folders(house) if not n.startswith(".")]  # the killed worker is our unreaped child
+    assert not (house / "runs").exists()
+    runs = [json.loads(p.read_text()) for p in (house / "shared/toy").glob("2*/metrics.json")]
     assert sorted(r["metrics"]["twice"] for r in runs) == [2.0, 4.0] and {r["rows"][0]["folder"] for r in runs} == {str(house)}
     assert {r["rows"][0]["data"] for r in runs} == {str(ROOT / "data")} and not (elsewhere / "elsewhere").exists()
 

@@ -82,7 +82,7 @@ def results_command(name: Annotated[str, typer.Argument(help="Experiment, see `s
         table = results_table(name, rows, [c.strip() for c in by.split(",")] if by is not None else [], committed)
         text = format_table(table, kind, name)
     except ValueError as e: raise refuse(e)
-    if table.empty: return typer.echo(f"no finished run of {name} yet: try  ssl-nb run {name} --profile smoke", err=True)
+    if table.empty: return typer.echo(f"no finished run of {name} yet: try  ssl-nb run {name} --profile smoke", err=kind != "text")
     if out: out.write_text(text, encoding="utf-8")
     else: typer.echo(text, nl=not text.endswith("\n"))
 
