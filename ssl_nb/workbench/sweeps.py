@@ -189,6 +189,7 @@ def differences(here: dict[str, str], there: dict[str, str]) -> str:
 # %% ../../nbs/08_workbench/02a_sweeps.ipynb #9083ecee
 def _check_workers(client, sweep: Sweep) -> list[str]:  # the machine of each worker
     "Raises `ValueError` for a worker that cannot run the points; warns of one that runs other versions."
+    from ssl_nb.workbench.sweeps import _look  # by name, for the workers
     home, notebook = load_settings().runs.resolve() / sweep.experiment, str(find_experiment(sweep.experiment, sweep.folder))
     home.mkdir(parents=True, exist_ok=True)
     probe = home / f".probe-{platform.node()}-{os.getpid()}"
@@ -220,6 +221,7 @@ def _next_done(running) -> set:
 def _ends(client, calls: list[tuple]  # arguments of `_run_point`
           ) -> Iterator[tuple[int, object]]:  # number of the call, its finished future or None where no worker was left
     "The calls in the order in which they end."
+    from ssl_nb.workbench.sweeps import _run_point  # a worker imports it by this name, also when this cell runs in a notebook
     waiting, running, seen = list(range(len(calls)))[::-1], {}, time.monotonic()
     try:
         while (waiting or running) and time.monotonic() - seen < PATIENCE:
