@@ -179,7 +179,7 @@ def _execute(notebook: Path, folder: Path, values: dict, progress: bool) -> None
     os.environ["SSL_NB_RUN_FOLDER"] = str(folder)
     try: papermill.execute_notebook(str(notebook), str(folder / "notebook.ipynb"), values, kernel_name="python3", cwd=os.getcwd(),
                                     progress_bar=progress, stderr_file=sys.stderr if progress else None,
-                                    extra_arguments=["--log-level=ERROR"])
+                                    extra_arguments=["--log-level=CRITICAL"])  # a kernel that is ended logs that as an error
     finally:
         if before is None: del os.environ["SSL_NB_RUN_FOLDER"]
         else: os.environ["SSL_NB_RUN_FOLDER"] = before
@@ -214,7 +214,7 @@ def run_experiment(name: str, given: dict[str, object] | None = None,  # paramet
     home = load_settings().runs.resolve() / name
     label = f"{datetime.now():%Y%m%d-%H%M%S}-{digest}"
     _drop_dead_partials(home)
-    partial = home / f".{label}-{os.getpid()}.partial"
+    partial = home / f".{label}-{platform.node()}-{os.getpid()}.partial"
     partial.mkdir(parents=True)
     start = time.perf_counter()
     try:
@@ -235,9 +235,11 @@ def run_experiment(name: str, given: dict[str, object] | None = None,  # paramet
 
 # %% ../../nbs/08_workbench/02_experiments.ipynb #c8422708
 def _drop_dead_partials(home: Path) -> None:
-    "Remove what runs that were killed have left in `home`."
+    "Remove what runs that were killed have left in `home`. Only this machine's: whether another machine's process lives cannot be asked here."
     for left in home.glob(".*.partial"):
-        try: os.kill(int(left.stem.rsplit("-", 1)[-1]), 0)  # signal 0 only asks whether the process is there
+        whose = re.fullmatch(r"\.\d{8}-\d{6}-[0-9a-f]{8}-(?:(.*)-)?(\d+)", left.stem)
+        if whose and whose[1] not in (None, platform.node()): continue
+        try: os.kill(int(whose[2] if whose else "nobody"), 0)  # signal 0 only asks whether the process is there
         except (ValueError, ProcessLookupError): shutil.rmtree(left, ignore_errors=True)
         except PermissionError: pass
 
@@ -246,9 +248,10 @@ def _rename(partial: Path, wanted: Path) -> Path:
     "Give a finished folder its name, or the name with a number where two runs end in the same second."
     for number in range(1000):
         target = wanted.with_name(wanted.name + (f"-{number}" if number else ""))
-        if not target.exists():
-            partial.rename(target)
-            return target
+        if target.exists(): continue
+        try: return partial.rename(target)
+        except OSError:  # another process took the name after we looked
+            if not target.exists(): raise
     raise FileExistsError(f"{wanted}: a thousand runs of that name")
 
 # %% ../../nbs/08_workbench/02_experiments.ipynb #3c95ed4c
@@ -269,15 +272,19 @@ def _machine(run: dict) -> str: return run["hardware"]["gpu"] or f"{run['hardwar
 # %% ../../nbs/08_workbench/02_experiments.ipynb #5d1f2dfa
 def results(name: str,  # of an experiment
             rows: bool = False,  # every row of every run's table, instead of one row a run
-            folder: str | Path | None = None):  # of experiment notebooks
+            folder: str | Path | None = None,  # of experiment notebooks
+            parameters: bool = False):  # a column for each parameter that some run changed, unless the rows have one of that name
     "All finished runs of an experiment as a pandas table, oldest first. Raises `ValueError` for an unknown experiment."
     import pandas as pd
     defaults = {n: p.default for n, p in read_parameters(find_experiment(name, folder)).items()}
+    runs = [(label, run, {k: v for k, v in run["parameters"].items() if k not in ("profile", "seed") and v != defaults.get(k)})
+            for label, run in _finished(name)]
+    columns = {k for _, _, changed in runs for k in changed} if parameters else ()
     table = []
-    for label, run in _finished(name):
-        changed = {k: v for k, v in run["parameters"].items() if k not in ("profile", "seed") and v != defaults.get(k)}
+    for label, run, changed in runs:
         head = {"run": label, "profile": run["parameters"].get("profile"), "seed": run["parameters"].get("seed"),
                 "changed": ", ".join(f"{k}={v}" for k, v in changed.items()) or "-"}
+        head |= {k: str(v) if isinstance(v, list) else v for k, v in run["parameters"].items() if k in columns}
         tail = {"seconds": run["wall_seconds"], "commit": (run["git"]["commit"] or "unknown")[:8], "hardware": _machine(run)}
         table += [{**head, **numbers, **tail} for numbers in (run["rows"] if rows else [run["metrics"]])]
     return pd.DataFrame(table)
