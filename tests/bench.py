@@ -147,7 +147,7 @@ def main():
     target = load_settings().data / "bench" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps({"repeats": REPEATS, "threads": torch.get_num_threads(), "rows": table, "scene_store": store, **about}, indent=1) + "\n")
-    print(f"written: {target.name}; run the experiment notebook `speed` again to show it")
+    print(f"written: {target.name}; `make outputs NB=nbs/08_workbench/04_speed.ipynb` shows it on the website")
 
 
 if __name__ == "__main__": main()
