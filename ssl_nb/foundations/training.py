@@ -9,7 +9,7 @@ __all__ = ['SCHEDULES', 'PRECISIONS', 'Cosine', 'Exponential', 'Plateau', 'Histo
            'plot_history', 'NonFiniteLoss', 'Checkpoint', 'load_checkpoint', 'fit']
 
 # %% ../../nbs/01_foundations/09_training.ipynb #ff80751c
-import difflib, hashlib, json, math, os, random, re, sys, time
+import csv, difflib, hashlib, json, math, os, random, re, sys, time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -43,19 +43,19 @@ class _Step(nn.Module):
 
 # %% ../../nbs/01_foundations/09_training.ipynb #630a3935
 class _Means:
-    "Means of named values over examples, equation (1), and over processes."
+    "Means of named values over examples, equation (2), and over processes."
     def __init__(self): self.sums = {}
 
-    def add(self, values: dict, n: int) -> None:  # n: examples that the values are means of
+    def add(self, values: dict[str, Tensor], n: int) -> None:  # n: examples that the values are means of
         for name, value in values.items():
             total, count = self.sums.get(name, (0.0, 0))
-            if n: self.sums[name] = (total + float(value) * n, count + n)
+            if n: self.sums[name] = (total + float(value.detach()) * n, count + n)
 
     def over_processes(self) -> dict[str, float]:
         from accelerate.utils import gather_object
         together = _Means()
         for sums in gather_object([self.sums]):
-            for name, (total, count) in sums.items(): together.add({name: total / count}, count)
+            for name, (total, count) in sums.items(): together.add({name: torch.tensor(total / count, dtype=torch.float64)}, count)
         return {name: total / count for name, (total, count) in together.sums.items()}
 
 # %% ../../nbs/01_foundations/09_training.ipynb #35e2e240
@@ -150,7 +150,7 @@ assert [name for name, _ in _leaves((1, {"audio": 2, "mask": 3}))] == ["0", "1.a
 # %% ../../nbs/01_foundations/09_training.ipynb #9f64344c
 @dataclass(frozen=True)
 class Cosine:
-    "Linear warm-up, then half a cosine, equation (2), step by step."
+    "Linear warm-up, then half a cosine, equation (3), step by step."
     warmup: float = 0.0  # epochs
     floor: float = 0.0  # what is left of the learning rate at the end, 0 to 1
 
@@ -158,21 +158,21 @@ class Cosine:
         if not (self.warmup >= 0 and 0 <= self.floor <= 1): raise ValueError(f"{self}: warmup must not be negative, floor must be from 0 to 1")
 
     def factor(self, t: float, dt: float, epochs: int) -> float:  # epochs done, epochs a step takes, epochs in all
-        "Equation (2)."
+        "Equation (3)."
         if t < self.warmup - 1e-9: return min(1.0, (t + dt) / self.warmup)
         return self.floor + (1 - self.floor) / 2 * (1 + math.cos(math.pi * (t - self.warmup) / max(epochs - self.warmup, 1e-9)))
 
 # %% ../../nbs/01_foundations/09_training.ipynb #6070fc4d
 @dataclass(frozen=True)
 class Exponential:
-    "Decay by a constant factor, equation (3), step by step."
+    "Decay by a constant factor, equation (4), step by step."
     decay: float = 0.95  # an epoch
 
     def __post_init__(self):
         if not 0 < self.decay <= 1: raise ValueError(f"{self}: decay must be above 0 and at most 1")
 
     def factor(self, t: float, dt: float, epochs: int) -> float:  # epochs done, epochs a step takes, epochs in all
-        "Equation (3)."
+        "Equation (4)."
         return self.decay ** t
 
 # %% ../../nbs/01_foundations/09_training.ipynb #73586196
@@ -232,7 +232,9 @@ def save_history(history: History, path: str | Path) -> None:  # ends in .csv (t
 def load_history(path: str | Path) -> History:
     "The history that `save_history` stored. Raises `ValueError` for another ending."
     path = Path(path)
-    if path.suffix == ".csv": return History(pd.read_csv(path, float_precision="round_trip"))
+    if path.suffix == ".csv":
+        with open(path, newline="", encoding="utf-8") as f: rows = list(csv.DictReader(f))  # Python's float is exact, pandas' own reading need not be
+        return History(pd.DataFrame([{k: int(v) if k == "epoch" else float(v or "nan") for k, v in row.items()} for row in rows]))
     if path.suffix != ".json": raise ValueError(f"path={str(path)!r}: must end in .csv or .json")
     values = json.loads(path.read_text(encoding="utf-8"))
     return History(pd.DataFrame(values.pop("rows")), **values)
@@ -248,6 +250,7 @@ def plot_history(history: History):
     for ax, columns in zip(axes[0], (losses, others)):
         for column, mark in zip(columns, "os^Dvx*" * 9): ax.plot(table.epoch, table[column], marker=mark, ms=4, lw=1.4, label=column)
         if history.best_epoch: ax.axvline(history.best_epoch, color="k", ls=":", lw=1)
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set_xlabel("epoch")
         ax.legend()
     axes[0, 0].set_ylabel("loss")
@@ -445,7 +448,7 @@ def _about_loader(batches: _Batches | None) -> dict | None:
 def _settings(run: _Run, precision: str, seed: int) -> dict:
     "All that decides the result of a run, as JSON would give it back."
     schedule = {"name": type(run.schedule).__name__, **asdict(run.schedule)} if run.schedule else None
-    groups = {str(k): {name: v for name, v in g.items() if name not in ("params", "lr")} for k, g in enumerate(run.optimizer.param_groups)}
+    groups = {str(k): {name: v for name, v in g.items() if name not in ("params", "initial_lr")} | {"lr": g["initial_lr"]} for k, g in enumerate(run.optimizer.param_groups)}
     optimizer = {"name": type(run.optimizer.optimizer).__name__, "groups": groups}
     options = {k: v for k, v in run.options.items() if k != "epochs" or isinstance(run.schedule, Cosine)}  # only a cosine depends on its end
     settings = {"seed": seed, "precision": precision, **options, "optimizer": optimizer, "schedule": schedule, "loss": _name(run.step.loss),
@@ -477,7 +480,7 @@ def _demand_finite(run: _Run, value: Tensor, what: str, batch: Any, indices: lis
     "Stop all processes where `value` is no number on one of them; that one saves its batch."
     all_values = run.accelerator.gather(value.detach().float().reshape(1))
     if torch.isfinite(all_values).all(): return
-    own, saved = float(value), "give fit a folder to have the batch saved"
+    own, saved = float(value.detach()), "give fit a folder to have the batch saved"
     about = {"what": what, "value": str(own), "epoch": epoch, "step": step, "indices": [i if isinstance(i, int) else str(i) for i in indices]}
     if math.isfinite(own): saved = "it happened on another process"
     elif run.folder is not None:
@@ -500,10 +503,10 @@ def _train_epoch(run: _Run, epoch: int, bar) -> dict[str, float]:
         with nullcontext() if last else run.accelerator.no_sync(run.wrapped):
             parts = run.wrapped(batch, epoch)
             _demand_finite(run, parts["loss"], "the loss", batch, indices, epoch, i + 1)
-            run.accelerator.backward(parts["loss"] * (n * run.train.ranks / together))  # equation (4)
+            run.accelerator.backward(parts["loss"] * (n * run.train.ranks / together))  # equation (5)
         if last: _update(run, batch, indices, epoch, i + 1)
         means.add(parts, n)
-        bar.set_postfix({"loss": f"{float(parts['loss']):.4g}", **bar.results}, refresh=False)
+        bar.set_postfix({"loss": f"{float(parts['loss'].detach()):.4g}", **bar.results}, refresh=False)
         bar.update()
     return means.over_processes()
 
@@ -615,7 +618,7 @@ def _loop(run: _Run, settings: dict, bar) -> None:
 def _prepare(model, train, valid, loss, accelerator, optimizer, lr, weight_decay, seed, **rest) -> _Run:
     "Put the parts on their device and wrap them."
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    batches = [loader and _Batches(loader, name, seed, rank, ranks) for name, loader in (("train", train), ("valid", valid))]
+    batches = [None if loader is None else _Batches(loader, name, seed, rank, ranks) for name, loader in (("train", train), ("valid", valid))]
     step = _Step(model, loss).to(accelerator.device)
     trained = [p for p in step.parameters() if p.requires_grad]
     if not trained: raise ValueError("model: has no parameter to train")
