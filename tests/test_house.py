@@ -93,8 +93,8 @@ def test_importing_the_package_imports_nothing_heavy():
 
 
 def test_importing_the_foundations_leaves_plots_and_simulator_alone():
-    code = ("import sys; from ssl_nb.foundations import geometry, signals, rooms, gcc_phat, multilateration, datasets; "
-            "print([m for m in ('matplotlib', 'pyroomacoustics', 'papermill', 'anywidget') if m in sys.modules])")
+    code = ("import sys; from ssl_nb.foundations import geometry, signals, rooms, gcc_phat, multilateration, datasets, training; "
+            "print([m for m in ('matplotlib', 'pyroomacoustics', 'papermill', 'anywidget', 'accelerate') if m in sys.modules])")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip() == "[]"
 
 

@@ -1,5 +1,5 @@
 """Training: what a run must survive, and numbers from outside: closed forms, PyTorch's own schedulers, hand-made steps, a second process."""
-import copy, json, math, os, shutil, signal, subprocess, sys
+import copy, functools, json, math, os, shutil, signal, subprocess, sys
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
 os.environ["IN_TEST"] = "1"
-fit = __import__("functools").partial(fit, device="cpu")
+fit = functools.partial(fit, device="cpu")
 ENVIRON = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "IN_TEST": "1"}
 
 
@@ -104,7 +104,7 @@ class Scripted(nn.Module):
 
 def scripted(values, stop=None):
     def loss(model, batch, epoch):
-        if stop == epoch: raise KeyboardInterrupt
+        if stop == epoch: signal.raise_signal(signal.SIGINT)
         return model.weight if model.training else model.weight.detach() * 0 + values[epoch - 1]
     loss.__qualname__ = "scripted"
     return loss
@@ -374,19 +374,44 @@ def test_a_bad_gradient_and_a_bad_validation_loss_stop_too(tmp_path):
 
 # --- two processes -------------------------------------------------------------------------------------------------
 
-def test_two_processes_give_the_curve_of_one(tmp_path):
-    for name, launch in (("one", [sys.executable]), ("two", [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-                                                             "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"])):
-        (tmp_path / name).mkdir()
-        done = subprocess.run([*launch, str(ROOT / "tests/train_once.py"), "curve", str(tmp_path / name)], env=ENVIRON, capture_output=True, text=True, timeout=240)
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    "Folders of the same runs by one process and by two."
+    folder = tmp_path_factory.mktemp("several")
+    # `accelerate launch --cpu --num_processes 2` starts one process where there is no MPI; torchrun starts two
+    for name, launch in (("one", []), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"])):
+        (folder / name).mkdir()
+        command = [sys.executable, *launch, str(ROOT / "tests/train_once.py"), "several", str(folder / name)]
+        done = subprocess.run(command, env=ENVIRON, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (load_history(tmp_path / name / "curve.json").table for name in ("one", "two"))
-    processes = [load_checkpoint(tmp_path / name / "run").settings["processes"] for name in ("one", "two")]
-    assert processes == [1, 2] and len(one) == 5 and one["valid_loss"].iloc[-1] < 0.9 * one["valid_loss"].iloc[0]
+    assert [load_checkpoint(folder / name / "run").settings["processes"] for name in ("one", "two")] == [1, 2]
+    return folder
+
+
+def test_two_processes_give_the_curve_of_one(several):
+    one, two = (load_history(several / name / "curve.json").table for name in ("one", "two"))
+    assert len(one) == 5 and one["valid_loss"].iloc[-1] < 0.9 * one["valid_loss"].iloc[0]
     columns = ["train_loss", "valid_loss", "misses", "lr"]
     pd.testing.assert_frame_equal(one[columns], two[columns], check_exact=False, rtol=1e-5, atol=0)  # float32 sums in another order
-    weights = [load_checkpoint(tmp_path / name / "run").weights for name in ("one", "two")]
+    weights = [load_checkpoint(several / name / "run").weights for name in ("one", "two")]
     for key, value in weights[0].items(): torch.testing.assert_close(value, weights[1][key], rtol=1e-4, atol=1e-6)
+
+
+def test_two_processes_go_on_bit_for_bit_each_with_its_own_chance(several):
+    whole, parts = (load_checkpoint(several / "two" / name, which="last") for name in ("whole", "parts"))
+    pd.testing.assert_frame_equal(whole.history.table.drop(columns="seconds"), parts.history.table.drop(columns="seconds"), check_exact=True)
+    assert all(whole.weights[k].equal(parts.weights[k]) for k in whole.weights) and whole.epoch == parts.epoch == 4
+    states = load_file(several / "two/whole/checkpoint.safetensors")
+    assert not states["random/0.torch"].equal(states["random/1.torch"])
+
+
+def test_a_bad_example_stops_both_processes(several):
+    messages = [(several / f"two/message{rank}.txt").read_text() for rank in (0, 1)]
+    bad, good = sorted(messages, key=lambda m: "another process" in m)
+    assert "is nan in epoch 1" in bad and "17" in bad.split("[")[1] and "happened on another process" in good
+    rank = messages.index(bad)
+    assert 17 in json.loads((several / f"two/bad/nonfinite{f'-process{rank}' if rank else ''}.json").read_text())["indices"]
+    with pytest.raises(ValueError, match="processes: 2 in the checkpoint, 1 now"): train_once.train(several / "two/whole", epochs=4)
 
 
 # --- bad arguments -------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """A small training run, made to be killed, resumed and started on several processes.
 
 `python tests/train_once.py kill FOLDER`: every run of `KILLED` in a child of its own, each killed by SIGKILL.
-`accelerate launch ... tests/train_once.py curve FOLDER`: one run, its history in FOLDER/curve.json."""
+`torchrun --nproc_per_node 2 tests/train_once.py several FOLDER`: runs that two processes share."""
 import os, signal, sys
 from pathlib import Path
 
@@ -76,14 +76,22 @@ def main(action, folder):
             else:
                 train(Path(folder, f"{schedule}-{kind}-{count}"), schedule, loss=kill_at(kind, count))
                 os._exit(0)
-    else:  # a last batch of 1 for two processes: one of them gets nothing
-        x, y = data(33)
-        loader = DataLoader(TensorDataset(x, y), 8, shuffle=True)
-        means = lambda model, batch, epoch: (model(batch[0])[:, 0] - batch[1]).square().mean()
-        misses = lambda model, batch: ((model(batch[0])[:, 0] - batch[1]).abs() > 1).float()
-        history = fit(net(0.0), loader, DataLoader(TensorDataset(*data(23, 5)), 8), means, epochs=5, lr=0.02, schedule="cosine", clip=1.0, accumulate=2,
-                      metrics={"misses": misses}, folder=Path(folder, "run"), device="cpu")
-        if int(os.environ.get("RANK", 0)) == 0: save_history(history, Path(folder, "curve.json"))
+    else: several(Path(folder), int(os.environ.get("RANK", 0)))
+
+
+def several(folder, rank):
+    "What is the same with one process and with two; two also stop, go on, and meet a bad example."
+    x, y = data(33)  # a last batch of 1: one of two processes gets nothing
+    loader = DataLoader(TensorDataset(x, y), 8, shuffle=True)
+    squared = lambda model, batch, epoch: (model(batch[0])[:, 0] - batch[1]).square().mean()
+    misses = lambda model, batch: ((model(batch[0])[:, 0] - batch[1]).abs() > 1).float()
+    history = fit(net(0.0), loader, DataLoader(TensorDataset(*data(23, 5)), 8), squared, epochs=5, lr=0.02, schedule="cosine", clip=1.0, accumulate=2,
+                  metrics={"misses": misses}, folder=folder / "run", device="cpu")
+    if rank == 0: save_history(history, folder / "curve.json")
+    for name, epochs in (("whole", 4), ("parts", 2), ("parts", 4)): train(folder / name, epochs=epochs)
+    x[17] = float("nan")
+    try: fit(net(0.0), loader, None, squared, epochs=1, folder=folder / "bad", device="cpu")
+    except training.NonFiniteLoss as e: (folder / f"message{rank}.txt").write_text(str(e))
 
 
 if __name__ == "__main__": main(*sys.argv[1:])
