@@ -414,6 +414,23 @@ def test_a_bad_example_stops_both_processes(several):
     with pytest.raises(ValueError, match="processes: 2 in the checkpoint, 1 now"): train_once.train(several / "two/whole", epochs=4)
 
 
+# --- what is seen --------------------------------------------------------------------------------------------------
+
+def test_the_bar_is_on_the_error_stream_and_silent_in_tests(capsys, monkeypatch):
+    run = lambda **options: fit(linear(), DataLoader(rows(), 8), DataLoader(rows(), 8), squared, epochs=2, metrics={"error": squared_metric}, **options)
+    run()
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.delenv("IN_TEST")
+    run(progress=False)
+    assert capsys.readouterr() == ("", "")
+    run()
+    out, err = capsys.readouterr()
+    assert out == "" and "epoch 2/2" in err and "10/10" in err and "loss=" in err and "error=" in err
+
+
+def squared_metric(model, batch): return (model(batch[0])[:, 0] - batch[1]).square()
+
+
 # --- bad arguments -------------------------------------------------------------------------------------------------
 
 class Stream(IterableDataset):

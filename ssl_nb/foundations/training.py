@@ -65,6 +65,7 @@ def _random_state(device: torch.device) -> dict:
     if device.type != "cpu": state["device"] = torch.get_device_module(device).get_rng_state()
     return state
 
+# %% ../../nbs/01_foundations/09_training.ipynb #ce9abbd7
 def _restore(state: dict, device: torch.device) -> None:
     random.setstate(state["python"]); np.random.set_state(state["numpy"]); torch.set_rng_state(state["torch"])
     if "device" in state: torch.get_device_module(device).set_rng_state(state["device"])
@@ -73,9 +74,10 @@ def _seed_all(seed: int, device: torch.device) -> None:
     random.seed(seed); np.random.seed(seed); torch.default_generator.manual_seed(seed)
     if device.type != "cpu": torch.get_device_module(device).manual_seed(seed)
 
-# %% ../../nbs/01_foundations/09_training.ipynb #ce9abbd7
+# %% ../../nbs/01_foundations/09_training.ipynb #d1bdf7cf
 _CPU = torch.device("cpu")
 
+# %% ../../nbs/01_foundations/09_training.ipynb #5498b0a8
 @contextmanager
 def _seeded(seed: int, device: torch.device = _CPU):
     "A block with randomness of its own; what comes after it does not notice."
@@ -84,6 +86,7 @@ def _seeded(seed: int, device: torch.device = _CPU):
     try: yield
     finally: _restore(before, device)
 
+# %% ../../nbs/01_foundations/09_training.ipynb #ca2e95d4
 def _derive(*parts) -> int:
     "A seed from a seed and names: another one for every other list of parts."
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
@@ -104,6 +107,7 @@ def _share(batch: list, rank: int, ranks: int) -> list:
     "The part of a batch for one of several processes: contiguous, and together the whole."
     return batch[rank * len(batch) // ranks:(rank + 1) * len(batch) // ranks]
 
+# %% ../../nbs/01_foundations/09_training.ipynb #f4a19f20
 def _generators(loader: DataLoader) -> list[torch.Generator]:
     "The generators that the loader or its samplers bring along."
     owners = (loader, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
@@ -216,10 +220,11 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
     finally: temporary.unlink(missing_ok=True)
 
+# %% ../../nbs/01_foundations/09_training.ipynb #b0e02742
 def _write_json(path: Path, values: dict) -> None:
     _write(path, lambda p: p.write_text(json.dumps(values, indent=1, default=str), encoding="utf-8"))
 
-# %% ../../nbs/01_foundations/09_training.ipynb #b0e02742
+# %% ../../nbs/01_foundations/09_training.ipynb #3265733a
 def save_history(history: History, path: str | Path) -> None:  # ends in .csv (the table alone) or .json
     "Store a history. Raises `ValueError` for another ending."
     path = Path(path)
@@ -229,6 +234,7 @@ def save_history(history: History, path: str | Path) -> None:  # ends in .csv (t
         _write_json(path, values)
     else: raise ValueError(f"path={str(path)!r}: must end in .csv or .json")
 
+# %% ../../nbs/01_foundations/09_training.ipynb #d2dfab0f
 def load_history(path: str | Path) -> History:
     "The history that `save_history` stored. Raises `ValueError` for another ending."
     path = Path(path)
@@ -321,6 +327,7 @@ def _optimizer_state(optimizer) -> tuple[dict, dict]:
             else: raise TypeError(f"optimizer: its state {name!r} is {type(value).__name__}, only tensors and numbers can be saved")
     return tensors, numbers
 
+# %% ../../nbs/01_foundations/09_training.ipynb #be3e992c
 def _restore_optimizer(optimizer, values: dict) -> None:
     state = {}
     for key, value in values.items():
@@ -341,6 +348,7 @@ def _collect_random(run: _Run) -> tuple[dict, list]:
         plain.append({"python": state["python"], "numpy": [kind, keys.tolist(), *rest]})
     return tensors, plain
 
+# %% ../../nbs/01_foundations/09_training.ipynb #34488ed0
 def _restore_random(run: _Run, tensors: dict, plain: list) -> None:
     rank = run.accelerator.process_index
     version, numbers, gauss = plain[rank]["python"]
@@ -391,6 +399,7 @@ class Checkpoint:
     history: History
     settings: dict  # of the run
 
+# %% ../../nbs/01_foundations/09_training.ipynb #8277419b
 def load_checkpoint(folder: str | Path,  # as given to `fit`
                     model: nn.Module | None = None,  # put the weights in here
                     which: str = "best",  # best or last
@@ -429,6 +438,7 @@ def _shape_differences(old: dict, new: dict) -> list[str]:
     describe = lambda tensors: {k: f"{tuple(v.shape)} {str(v.dtype).removeprefix('torch.')}" for k, v in tensors.items()}
     return _differences(describe(old), describe(new), "weights ")
 
+# %% ../../nbs/01_foundations/09_training.ipynb #40441434
 def _refuse(folder: Path, differences: list[str]) -> None:
     if not differences: return
     more = f" (and {len(differences) - 4} more)" if len(differences) > 4 else ""
@@ -438,6 +448,7 @@ def _refuse(folder: Path, differences: list[str]) -> None:
 def _name(thing: Any) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", repr(thing)) if isinstance(thing, nn.Module) else getattr(thing, "__qualname__", type(thing).__qualname__)
 
+# %% ../../nbs/01_foundations/09_training.ipynb #e4247314
 def _about_loader(batches: _Batches | None) -> dict | None:
     if batches is None: return None
     loader = batches.loader
@@ -534,7 +545,7 @@ def _validate(run: _Run, epoch: int) -> tuple[dict[str, float], dict[str, float]
             _demand_finite(run, parts["loss"], "the validation loss", batch, indices, epoch, i + 1)
             losses.add(parts, n)
             with run.accelerator.autocast():
-                measures.add({name: torch.as_tensor(fn(run.step.model, batch)).double().mean() for name, fn in run.metrics.items()}, n)
+                measures.add({name: torch.as_tensor(fn(run.step.model, batch)).cpu().double().mean() for name, fn in run.metrics.items()}, n)
     return losses.over_processes(), measures.over_processes()
 
 # %% ../../nbs/01_foundations/09_training.ipynb #c2232272
