@@ -454,13 +454,32 @@ def test_bad_arguments_are_refused_in_words(options, words):
         with pytest.raises(ValueError, match="must"): schedule()
 
 
+class Counting(torch.optim.Optimizer):
+    "Steps of 0.1 / k, where k, a plain number in its state, counts them."
+    def __init__(self, parameters): super().__init__(parameters, {"lr": 0.1})
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["k"] = self.state[p].get("k", 0) + 1
+                p.data -= group["lr"] / self.state[p]["k"] * p.grad
+
+
 def test_a_given_optimizer_has_its_own_rate_and_its_state_must_be_plain(tmp_path):
     model = linear()
     with pytest.raises(ValueError, match="lr=0.1: the given optimizer"):
         fit(model, DataLoader(rows(), 8), None, squared, lr=0.1, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
-    runs = []
-    for folder, epochs in ((None, 4), (tmp_path, 2), (tmp_path, 4)):  # momentum and RMSprop's numbers go through the checkpoint
-        model = linear()
-        optimizer = torch.optim.RMSprop(model.parameters(), lr=0.01, momentum=0.9, centered=True)
-        runs.append((model, fit(model, DataLoader(rows(), 8, shuffle=True), None, squared, optimizer=optimizer, epochs=epochs, folder=folder)))
-    same_run(runs[0], runs[2])
+    for make in (lambda ps: torch.optim.RMSprop(ps, lr=0.01, momentum=0.9, centered=True), Counting):  # tensors; plain numbers
+        runs = []
+        for folder, epochs in ((None, 4), (tmp_path / make.__name__, 2), (tmp_path / make.__name__, 4)):
+            model = linear()
+            optimizer = make(model.parameters())
+            runs.append((model, fit(model, DataLoader(rows(), 8, shuffle=True), None, squared, optimizer=optimizer, epochs=epochs, folder=folder)))
+        same_run(runs[0], runs[2])
+    model = linear()
+    with pytest.raises(ValueError, match="optimizer: LBFGS"):
+        fit(model, DataLoader(rows(), 8), None, squared, optimizer=torch.optim.LBFGS(model.parameters()))
+    listing = Counting(model.parameters())
+    listing.state[model.weight]["history"] = [1]
+    with pytest.raises(TypeError, match="its state 'history' is list, only tensors and numbers can be saved"):
+        fit(model, DataLoader(rows(), 8), None, squared, optimizer=listing, folder=tmp_path / "list")

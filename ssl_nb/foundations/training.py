@@ -598,6 +598,7 @@ def _check(epochs, lr, optimizer, metrics, valid, mode, patience, clip, accumula
     choices = {"mode": (mode, ("min", "max")), "precision": (precision, PRECISIONS), "resume": (resume, (True, False, "auto")), "keep": (keep, ("best", "last"))}
     for name, (value, allowed) in choices.items():
         if value not in allowed: raise ValueError(f"{name}={value!r}: must be one of {', '.join(map(str, allowed))}")
+    if isinstance(optimizer, torch.optim.LBFGS): raise ValueError("optimizer: LBFGS asks for the loss several times a step, fit computes it once")
     if lr is not None and optimizer is not None: raise ValueError(f"lr={lr}: the given optimizer has a learning rate of its own")
     if metrics and valid is None: raise ValueError(f"metrics={sorted(metrics)}: are measured on validation examples; give a valid loader")
     if resume is True and folder is None: raise ValueError("resume=True: needs the folder of the run to go on with")
