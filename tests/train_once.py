@@ -2,7 +2,7 @@
 
 `python tests/train_once.py kill FOLDER`: every run of `KILLED` in a child of its own, each killed by SIGKILL.
 `torchrun --nproc_per_node 2 tests/train_once.py several FOLDER`: runs that two processes share."""
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 
 import torch
@@ -88,7 +88,10 @@ def several(folder, rank):
     history = fit(net(0.0), loader, DataLoader(TensorDataset(*data(23, 5)), 8), squared, epochs=5, lr=0.02, schedule="cosine", clip=1.0, accumulate=2,
                   metrics={"misses": misses}, folder=folder / "run", device="cpu")
     if rank == 0: save_history(history, folder / "curve.json")
+    replace = os.replace
+    training.os.replace = lambda source, target: (time.sleep(0.2), replace(source, target))  # a slow disk: nobody may run ahead of a save
     for name, epochs in (("whole", 4), ("parts", 2), ("parts", 4)): train(folder / name, epochs=epochs)
+    training.os.replace = replace
     x[17] = float("nan")
     try: fit(net(0.0), loader, None, squared, epochs=1, folder=folder / "bad", device="cpu")
     except training.NonFiniteLoss as e: (folder / f"message{rank}.txt").write_text(str(e))

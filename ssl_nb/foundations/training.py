@@ -361,9 +361,14 @@ def _restore_random(run: _Run, tensors: dict, plain: list) -> None:
 _FILE, _FORMAT = "checkpoint.safetensors", "ssl_nb training 1"
 
 def _save(run: _Run, settings: dict) -> None:
-    "Write the checkpoint and, for people, the history as CSV. All processes must call this; the first writes."
+    "Write the checkpoint and, for people, the history as CSV. All processes must call this; the first writes, the others wait."
     random_tensors, random_plain = _collect_random(run)
-    if run.folder is None or not run.accelerator.is_main_process: return
+    if run.folder is None: return
+    if run.accelerator.is_main_process: _save_parts(run, settings, random_tensors, random_plain)
+    run.accelerator.wait_for_everyone()  # else another process could read the file before this one has written it
+
+# %% ../../nbs/01_foundations/09_training.ipynb #abb7e2ed
+def _save_parts(run: _Run, settings: dict, random_tensors: dict, random_plain: list) -> None:
     state, numbers = _optimizer_state(run.optimizer)
     same = run.memory.best_epoch == run.memory.epoch  # then the best weights are the present ones
     groups = {"weights": run.step.state_dict(), "best": {} if same else run.best_weights, "optimizer": state, "random": random_tensors}
