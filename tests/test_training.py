@@ -383,7 +383,7 @@ def several(tmp_path_factory):
         (folder / name).mkdir()
         command = [sys.executable, *launch, str(ROOT / "tests/train_once.py"), "several", str(folder / name)]
         done = subprocess.run(command, env=ENVIRON, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.returncode == 0, f"{done.returncode}: {done.stderr[:4000]} ... {done.stderr[-4000:]}"
     assert [load_checkpoint(folder / name / "run").settings["processes"] for name in ("one", "two")] == [1, 2]
     return folder
 

@@ -76,7 +76,9 @@ def main(action, folder):
             else:
                 train(Path(folder, f"{schedule}-{kind}-{count}"), schedule, loss=kill_at(kind, count))
                 os._exit(0)
-    else: several(Path(folder), int(os.environ.get("RANK", 0)))
+    else:
+        several(Path(folder), int(os.environ.get("RANK", 0)))
+        if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()  # close the connections in order
 
 
 def several(folder, rank):
@@ -90,7 +92,9 @@ def several(folder, rank):
     if rank == 0: save_history(history, folder / "curve.json")
     replace = os.replace
     training.os.replace = lambda source, target: (time.sleep(0.2), replace(source, target))  # a slow disk: nobody may run ahead of a save
-    for name, epochs in (("whole", 4), ("parts", 2), ("parts", 4)): train(folder / name, epochs=epochs)
+    for name, epochs in (("whole", 4), ("parts", 2), ("parts", 4)):
+        train(folder / name, epochs=epochs)
+        assert training.load_checkpoint(folder / name, which="last").epoch == epochs  # in every process
     training.os.replace = replace
     x[17] = float("nan")
     try: fit(net(0.0), loader, None, squared, epochs=1, folder=folder / "bad", device="cpu")
