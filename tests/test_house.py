@@ -93,13 +93,8 @@ def test_importing_the_package_imports_nothing_heavy():
 
 
 def test_importing_the_foundations_leaves_plots_and_simulator_alone():
-<<<<<<< HEAD
-    code = ("import sys; from ssl_nb.foundations import geometry, signals, image_sources, diffuse_noise, rooms, gcc_phat, multilateration, datasets; "
-            "print([m for m in ('matplotlib', 'pyroomacoustics', 'papermill', 'anywidget') if m in sys.modules])")
-=======
-    code = ("import sys; from ssl_nb.foundations import geometry, signals, rooms, gcc_phat, multilateration, datasets, training; "
-            "print([m for m in ('matplotlib', 'pyroomacoustics', 'papermill', 'anywidget', 'accelerate') if m in sys.modules])")
->>>>>>> f980d2be65edc6b6352aaf67c01678ddd7102a1b
+    code = ("import sys; from ssl_nb.foundations import (geometry, signals, image_sources, diffuse_noise, rooms, gcc_phat, multilateration, steered_power, metrics, "
+            "datasets, training); print([m for m in ('matplotlib', 'pyroomacoustics', 'papermill', 'anywidget', 'accelerate', 'zarr', 'dask', 'distributed', 'pooch') if m in sys.modules])")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip() == "[]"
 
 

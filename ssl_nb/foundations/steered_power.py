@@ -18,7 +18,7 @@ import scipy.spatial
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from .gcc_phat import _CACHED, _MATRIX_LAGS, _bin_weights, _check_audio, _cross_parts, _lag_matrices, _lags_by_matrix, _lags_by_transform, _whiten
+from .gcc_phat import _CACHED, _MATRIX_LAGS, _bin_weights, _check_audio, _cross_parts, _lag_matrices, _lags_by_matrix, _lags_by_transform, _runs, _whiten
 from .geometry import SPEED_OF_SOUND, check_floating, check_size, check_speed, distances
 from .geometry import far_field_tdoas, max_tdoa, mic_pairs, robot_head_array, tdoas, to_direction
 from .multilateration import _tangent_basis
@@ -134,8 +134,8 @@ def _correlations(audio, pairs, max_lag, fs, weighting, beta, band):
     peak = audio.abs().amax(-1, keepdim=True)
     spectrum = torch.fft.rfft(audio / peak.where(peak > 0, torch.ones_like(peak)), n)[..., low:high]
     weights = _bin_weights(n, audio)[low:high]
-    white = _whiten(spectrum, weighting, beta, weights)
-    real, imag = _cross_parts(white, weights, pairs[:, 0], pairs[:, 1])
+    re, im = _whiten(spectrum, weighting, beta, weights)
+    real, imag = _cross_parts(re, im, re * weights, im * weights, _runs(pairs.tolist()))
     if 2 * max_lag >= _MATRIX_LAGS:
         return _lags_by_transform(torch.nn.functional.pad(torch.complex(real, imag), (low, n // 2 + 1 - high)), n, max_lag, _STEPS)
     cosines, minus_sines = _lag_matrices(n, max_lag, _STEPS, audio.dtype, audio.device)
@@ -174,7 +174,7 @@ def _tables(steered, audio):
     if not audio.numel():
         yield audio.new_zeros(0, n_values)
         return
-    at_once = max(1, 2 * _CACHED[audio.device.type == "cpu"] // (n_pairs * audio.shape[-1]))
+    at_once = max(1, _CACHED[audio.device.type == "cpu"] // (n_pairs * audio.shape[-1]))
     for many in audio.reshape(-1, *audio.shape[-2:]).split(max(1, _PIECE // n_values)):
         yield torch.cat([_correlations(some, *how) for some in many.split(at_once)]).flatten(1)
 
