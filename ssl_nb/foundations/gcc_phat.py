@@ -35,6 +35,7 @@ def _whiten(spectrum, weighting, beta, weights):
     magnitude = raw = torch.addcmul(re * re, im, im).clamp(min=torch.finfo(re.dtype).tiny).sqrt()  # clamped: the root has no slope at 0
     loudest = raw.amax(-1, keepdim=True)
     heard = loudest > torch.finfo(re.dtype).tiny ** 0.5
+    loudest = loudest.where(heard, torch.ones_like(loudest))
     if weighting == "scot":
         power = raw.square().reshape(-1, 1, raw.shape[-1])
         smooth = torch.nn.functional.avg_pool1d(power, _SMOOTH, 1, _SMOOTH // 2, count_include_pad=False)
@@ -42,7 +43,6 @@ def _whiten(spectrum, weighting, beta, weights):
     floor = loudest * (1e-6 if re.dtype == torch.float32 else 1e-14)  # below it there is only rounding
     divisor = torch.maximum(magnitude, floor) if weighting != "none" else loudest.expand_as(raw)
     if beta != 1 and weighting != "none": divisor = divisor**beta
-    divisor = divisor.where(heard, torch.ones_like(loudest))
     energy = ((raw / divisor).square() @ weights).unsqueeze(-1)
     scale = (divisor * energy.where(heard, torch.ones_like(energy)).sqrt()).reciprocal()
     return re * scale, im * scale
@@ -56,20 +56,20 @@ def _runs(pairs: list[list[int]]) -> list[list[int]]:
         else: runs.append([i, j, 1])
     return runs
 
-def _cross_parts(re, im, weighted_re, weighted_im, runs):
-    "Real and imaginary part of the weighted cross-spectra of pairs, (some, pairs, frequencies) each. Views of runs are twice as fast as copies by index."
-    sides = [(weighted_re[:, i:i + 1], weighted_im[:, i:i + 1], re[:, j:j + n], im[:, j:j + n]) for i, j, n in runs]
+def _cross_parts(re, im, runs):
+    "Real and imaginary part of the cross-spectra of pairs, (some, pairs, frequencies) each. Views of runs are twice as fast as copies by index."
+    sides = [(re[:, i:i + 1], im[:, i:i + 1], re[:, j:j + n], im[:, j:j + n]) for i, j, n in runs]
     real = torch.cat([torch.addcmul(a * c, b, d) for a, b, c, d in sides], 1)
     return real, torch.cat([torch.addcmul(b * c, a, d, value=-1) for a, b, c, d in sides], 1)
 
 @lru_cache(maxsize=8)  # a stream of frames asks for the same matrices again and again
 def _lag_matrices(n, max_lag, interpolation, dtype, device):
-    "Cosines (frequencies, lags from 0 on) and minus sines (frequencies, lags after 0) of equation (3)."
+    "Cosines (frequencies, lags from 0 on) and minus sines (frequencies, lags after 0) of equation (3), times how often a bin counts."
     with torch.inference_mode(False):  # made in evaluation, they must still serve in training
         steps = torch.arange(max_lag * interpolation + 1)
         cycles = torch.remainder(torch.arange(n // 2 + 1)[:, None] * steps, n * interpolation).double() / (n * interpolation)
-        angle = 2 * torch.pi * cycles  # whole turns are taken off in integers, so no digit is lost
-        return angle.cos().to(device=device, dtype=dtype), -angle[:, 1:].sin().to(device=device, dtype=dtype)
+        angle, counts = 2 * torch.pi * cycles, _bin_weights(n, cycles.cpu())[:, None]  # whole turns are taken off in integers, so no digit is lost
+        return (counts * angle.cos()).to(device=device, dtype=dtype), (-counts * angle[:, 1:].sin()).to(device=device, dtype=dtype)
 
 def _lags_by_matrix(real, imag, cosines, minus_sines):
     "Equation (3): the inverse transform at the wanted lags alone."
@@ -80,9 +80,8 @@ def _lags_by_matrix(real, imag, cosines, minus_sines):
 def _lags_by_transform(cross, n, max_lag, interpolation):
     "All lags by one inverse transform, on a finer grid by zeros above the Nyquist frequency; the wanted ones are kept."
     half = max_lag * interpolation
-    one_sided = cross / _bin_weights(n, cross.real)
-    if n % 2 == 0 and interpolation > 1: one_sided[..., -1] /= 2  # the Nyquist bin now has a mirror image
-    gcc = torch.fft.irfft(one_sided, n * interpolation, norm="forward")
+    if n % 2 == 0 and interpolation > 1: cross = torch.cat([cross[..., :-1], cross[..., -1:] / 2], -1)  # the Nyquist bin now has a mirror image
+    gcc = torch.fft.irfft(cross, n * interpolation, norm="forward")
     return torch.cat([gcc[..., -half:], gcc[..., :half + 1]], -1)
 
 # %% ../../nbs/01_foundations/04_gcc_phat.ipynb #61bc58fe
@@ -120,10 +119,9 @@ def gcc_phat(audio: Float[Tensor, "*batch mics time"],
     peak = audio.abs().amax(-1, keepdim=True)
     n = scipy.fft.next_fast_len(audio.shape[-1] + max_lag, real=True)
     spectrum = torch.fft.rfft(audio / peak.where(peak > 0, torch.ones_like(peak)), n)
-    weights = _bin_weights(n, audio)
-    re, im = (part.reshape(-1, *part.shape[-2:]) for part in _whiten(spectrum, weighting, beta, weights))
-    at_once = max(1, _CACHED[audio.device.type == "cpu"] // (len(pairs) * len(weights)))
-    groups = zip(*(part.split(at_once) for part in (re, im, re * weights, im * weights)))
+    re, im = (part.reshape(-1, *part.shape[-2:]) for part in _whiten(spectrum, weighting, beta, _bin_weights(n, audio)))
+    at_once = max(1, _CACHED[audio.device.type == "cpu"] // (len(pairs) * re.shape[-1]))
+    groups = zip(re.split(at_once), im.split(at_once))
     runs = _runs(pairs.tolist())
     parts = (_cross_parts(*group, runs) for group in groups)
     if 2 * max_lag * interpolation < _MATRIX_LAGS:

@@ -135,7 +135,7 @@ def _correlations(audio, pairs, max_lag, fs, weighting, beta, band):
     spectrum = torch.fft.rfft(audio / peak.where(peak > 0, torch.ones_like(peak)), n)[..., low:high]
     weights = _bin_weights(n, audio)[low:high]
     re, im = _whiten(spectrum, weighting, beta, weights)
-    real, imag = _cross_parts(re, im, re * weights, im * weights, _runs(pairs.tolist()))
+    real, imag = _cross_parts(re, im, _runs(pairs.tolist()))
     if 2 * max_lag >= _MATRIX_LAGS:
         return _lags_by_transform(torch.nn.functional.pad(torch.complex(real, imag), (low, n // 2 + 1 - high)), n, max_lag, _STEPS)
     cosines, minus_sines = _lag_matrices(n, max_lag, _STEPS, audio.dtype, audio.device)
