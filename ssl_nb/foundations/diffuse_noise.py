@@ -21,8 +21,12 @@ def diffuse_coherence(mics: Float[Tensor, "mics 3"],  # m
                       c: float = SPEED_OF_SOUND,  # m/s
                       ) -> Float[Tensor, "frequencies mics mics"]:
     "Coherence of a spherically diffuse field between all microphones, equation (1)."
-    d = torch.linalg.vector_norm(mics[:, None] - mics, dim=-1)
-    return torch.sinc(2 * frequencies[:, None, None] * d / check_speed(c))
+    i, j = torch.tril_indices(len(mics), len(mics), -1, device=mics.device)  # the matrix is symmetric: half of the sines will do
+    d = torch.linalg.vector_norm(mics[i] - mics[j], dim=-1)
+    x = 2 * torch.pi * frequencies[:, None] * d / check_speed(c)
+    coherence = torch.ones(len(frequencies), len(mics), len(mics), dtype=x.dtype, device=x.device)
+    coherence[:, i, j] = coherence[:, j, i] = torch.where(x == 0, torch.ones_like(x), x.sin() / x)
+    return coherence
 
 # %% ../../nbs/01_foundations/02b_diffuse_noise.ipynb #edd6dfc5
 _FLOOR = 1e-5  # added to the diagonal: at 0 Hz all microphones hear the same, and equation (2) would have no unique factor
@@ -38,7 +42,7 @@ def mix_diffuse(signals: Float[Tensor, "*batch channels time"],  # independent n
     if fs < 1: raise ValueError(f"fs={fs} Hz: must be at least 1")
     if not signals.numel(): return signals
     widest = float(torch.linalg.vector_norm(mics[:, None] - mics, dim=-1).max())
-    length = max(256, 2 ** math.ceil(math.log2(4 * widest / check_speed(c) * fs + 1)))  # of a frame, samples
+    length = max(256, 2 ** math.ceil(math.log2(2 * widest / check_speed(c) * fs + 1)))  # of a frame, samples
     frequencies = torch.linspace(0, fs / 2, length // 2 + 1, dtype=torch.float64, device=signals.device)
     coherence = diffuse_coherence(mics.double().to(signals.device), frequencies, c)
     factor = torch.linalg.cholesky(coherence + _FLOOR * torch.eye(len(mics), device=signals.device)).to(signals.dtype)
