@@ -378,8 +378,10 @@ def test_a_bad_gradient_and_a_bad_validation_loss_stop_too(tmp_path):
 def several(tmp_path_factory):
     "Folders of the same runs by one process and by two."
     folder = tmp_path_factory.mktemp("several")
-    # `accelerate launch --cpu --num_processes 2` starts one process where there is no MPI; torchrun starts two
-    for name, launch in (("one", []), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"])):
+    # `accelerate launch --cpu --num_processes 2` starts one process where there is no MPI; with --multi_gpu it starts two, and the script asks for the CPU
+    two = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+           "--main_process_port", "0"]
+    for name, launch in (("one", []), ("two", two)):
         (folder / name).mkdir()
         command = [sys.executable, *launch, str(ROOT / "tests/train_once.py"), "several", str(folder / name)]
         done = subprocess.run(command, env=ENVIRON, capture_output=True, text=True, timeout=240)
