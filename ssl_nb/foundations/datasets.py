@@ -116,20 +116,30 @@ def speech(split: str | Path = "train",  # train, valid, test, or a folder of yo
 
 # %% ../../nbs/01_foundations/08a_scenes.ipynb #2009f219
 import dataclasses, json, math, os, zlib
+
 from dataclasses import dataclass
+
 from functools import lru_cache
+
 from .diffuse_noise import diffuse_noise
+
 from .geometry import distances, robot_head_array, wall_array
+
 from .rooms import (METHODS, Room, Trajectory, directional_noise, jitter_mics, mix_at_snr, moving_source, random_trajectory, random_walk,
                                       reverberate, rirs)
+
 from .signals import add_noise, power_db, voice_activity
+
 from ..settings import check_seed
 
 # %% ../../nbs/01_foundations/08a_scenes.ipynb #96d0614a
 ARRAYS = ("adhoc", "wall", "robot_head", "compact", "fixed")
+
 SCENE_NOISES = ("sensor", "diffuse", "directional", "none")
+
 MOTIONS = ("static", "line", "walk")
 
+# %% ../../nbs/01_foundations/08a_scenes.ipynb #0a2245d5
 @dataclass(frozen=True)
 class SceneSpec:
     "What may happen in a scene: every range is drawn from uniformly. Raises `ValueError` for what cannot be."
@@ -157,9 +167,7 @@ class SceneSpec:
         for name in ("t60", "mic_height", "source_height", "snr_db"): object.__setattr__(self, name, _range(name, getattr(self, name)))
         object.__setattr__(self, "size", tuple(_range("size", side) for side in self.size))
         object.__setattr__(self, "mics", tuple(tuple(float(v) for v in mic) for mic in self.mics))
-        _check_choices(self)
-        _check_numbers(self)
-        _check_places(self)
+        for check in (_check_choices, _check_numbers, _check_places): check(self)
 
     def to_json(self) -> str: return json.dumps(dataclasses.asdict(self))
 
@@ -178,6 +186,7 @@ def _range(name, pair):
     if len(pair) != 2 or not all(map(math.isfinite, pair)) or pair[0] > pair[1]: raise ValueError(f"{name}={pair}: must be a range (low, high)")
     return pair
 
+# %% ../../nbs/01_foundations/08a_scenes.ipynb #420b6d64
 def _check_choices(spec) -> None:
     for name, allowed in (("method", METHODS), ("array", ARRAYS), ("motion", MOTIONS), ("noise", SCENE_NOISES)):
         if getattr(spec, name) not in allowed: raise ValueError(f"{name}={getattr(spec, name)!r}: must be one of {', '.join(allowed)}{nearest(getattr(spec, name), allowed)}")
@@ -187,6 +196,7 @@ def _check_choices(spec) -> None:
         raise ValueError(f"placement_grid={spec.placement_grid}: needs array='adhoc' and motion='static'")
     if spec.mic_height and spec.array in ("wall", "fixed"): raise ValueError(f"mic_height={spec.mic_height}: array={spec.array!r} has heights of its own")
 
+# %% ../../nbs/01_foundations/08a_scenes.ipynb #1c513ddd
 def _check_numbers(spec) -> None:
     for name, least in (("seconds", 0.04), ("fs", 4000), ("n_mics", 1), ("n_sources", 1), ("mic_jitter", 0), ("margin", 0), ("min_distance", 0), ("placement_grid", 0)):
         if not least <= getattr(spec, name) < math.inf: raise ValueError(f"{name}={getattr(spec, name)}: must be at least {least}")
@@ -213,8 +223,10 @@ def scene_generator(seed: int, index: int) -> torch.Generator:
     digest = hashlib.sha256(f"scene {index} of seed {seed}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
+# %% ../../nbs/01_foundations/08a_scenes.ipynb #92b6c221
 def _uniform(pair, g): return pair[0] + (pair[1] - pair[0]) * float(torch.rand((), generator=g, dtype=torch.float64))
 
+# %% ../../nbs/01_foundations/08a_scenes.ipynb #6e81f5d1
 def _draw_room(spec, g):
     size = [_uniform(side, g) for side in spec.size]
     least = Room(size).min_t60()
@@ -230,6 +242,7 @@ def _anywhere(room, margin, height, count, g):
     if height: low[2], high[2] = height
     return low + torch.rand(count, 3, generator=g) * (high - low)
 
+# %% ../../nbs/01_foundations/08a_scenes.ipynb #2a26cc54
 def _in_cells(spec, room, g):
     "Microphones and sources in the middle of cells of their own."
     side, n = spec.placement_grid, spec.n_mics + spec.n_sources
@@ -241,6 +254,7 @@ def _in_cells(spec, room, g):
         if height: points[part, 2] = height[0] + torch.rand(len(points[part]), generator=g) * (height[1] - height[0])
     return points[:spec.n_mics], points[spec.n_mics:]
 
+# %% ../../nbs/01_foundations/08a_scenes.ipynb #1189e62f
 def _draw_array(spec, room, g):
     if spec.array == "fixed": return torch.tensor(spec.mics)
     if spec.array == "wall": return wall_array(room.size, g)
@@ -250,7 +264,7 @@ def _draw_array(spec, room, g):
     if 2 * (reach + spec.margin) >= min(room.size): raise ValueError(f"mics: reach {reach:.2f} m, too far for a room of {list(room.size)} m")
     return shape + _anywhere(room, spec.margin + reach, spec.mic_height, 1, g)
 
-# %% ../../nbs/01_foundations/08a_scenes.ipynb #2a26cc54
+# %% ../../nbs/01_foundations/08a_scenes.ipynb #dbc7d719
 _TRIES = 1000
 
 def _draw_sources(spec, room, mics, g):
@@ -259,6 +273,7 @@ def _draw_sources(spec, room, mics, g):
         if float(distances(mics, points).min()) >= spec.min_distance: return points
     raise ValueError(f"min_distance={spec.min_distance} m: no place for {spec.n_sources} sources found in a room of {[round(s, 2) for s in room.size]} m")
 
+# %% ../../nbs/01_foundations/08a_scenes.ipynb #c69d7499
 def _draw_track(spec, room, mics, g):
     for _ in range(_TRIES):
         if spec.motion == "walk": track = random_walk(room, spec.seconds, g, height=_uniform(spec.source_height, g) if spec.source_height else None, margin=spec.margin)
@@ -267,6 +282,7 @@ def _draw_track(spec, room, mics, g):
         if float(distances(mics, track.positions).min()) >= spec.min_distance: return track
     raise ValueError(f"min_distance={spec.min_distance} m: no trajectory found in a room of {[round(s, 2) for s in room.size]} m")
 
+# %% ../../nbs/01_foundations/08a_scenes.ipynb #e0a22684
 def _draw_voice(spec, voices, g):
     for _ in range(_TRIES):
         voice = voices.talk(spec.seconds, g)
@@ -282,6 +298,7 @@ def _record(spec, room, mics, places, tracks, signals, g):
     walks = [moving_source(signal, room, track, mics, spec.fs, spec.method, generator=g) for signal, track in zip(signals, tracks)]
     return torch.stack([w.audio for w in walks]).sum(0), torch.stack([w.sources for w in walks])
 
+# %% ../../nbs/01_foundations/08a_scenes.ipynb #06d902df
 def _disturb(spec, room, audio, mics, snr_db, g):
     if spec.noise == "none": return audio
     if spec.noise == "sensor": return add_noise(audio, snr_db, g)
@@ -331,13 +348,16 @@ def _shard_files(folder: Path, shard: int) -> dict[str, Path]:
     arrays = json.loads((folder / "about.json").read_text())["arrays"]
     return {name: folder / name / "c" / "/".join([str(shard), *["0"] * len(shape)]) for name, (shape, _) in arrays.items()}
 
+# %% ../../nbs/01_foundations/08a_scenes.ipynb #6671388a
 def _write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text)
     temporary.replace(path)
 
+# %% ../../nbs/01_foundations/08a_scenes.ipynb #756db260
 def _receipt(folder: Path, shard: int) -> Path: return folder / "receipts" / f"{shard:06d}.json"
 
+# %% ../../nbs/01_foundations/08a_scenes.ipynb #0da5c08b
 def _shard_is_whole(folder: Path, shard: int, checksums: bool = False) -> bool:
     "Is there a receipt, and are the files what it says?"
     try: said = json.loads(_receipt(folder, shard).read_text())
@@ -347,7 +367,7 @@ def _shard_is_whole(folder: Path, shard: int, checksums: bool = False) -> bool:
         if checksums and zlib.crc32(file.read_bytes()) != said[name][1]: return False
     return True
 
-# %% ../../nbs/01_foundations/08a_scenes.ipynb #6671388a
+# %% ../../nbs/01_foundations/08a_scenes.ipynb #f7a5f361
 def _make_store(folder: Path, about: dict) -> None:
     "An empty group with its arrays; `about.json` comes last, so a folder that has it is well formed."
     import zarr
@@ -359,9 +379,11 @@ def _make_store(folder: Path, about: dict) -> None:
     (folder / "receipts").mkdir()
     _write_atomically(folder / "about.json", json.dumps(about))
 
+# %% ../../nbs/01_foundations/08a_scenes.ipynb #a904fe34
 @lru_cache(maxsize=4)
 def _dataset_of(spec: str, count: int, seed: int): return SceneDataset(SceneSpec.from_json(spec), count, seed)
 
+# %% ../../nbs/01_foundations/08a_scenes.ipynb #875c090a
 def _write_shard(folder: str, shard: int) -> int:
     "Simulate the scenes of a shard and write them; returns its number."
     import zarr
@@ -406,6 +428,7 @@ def _plan(spec, count, seed, precision, shard) -> dict:
     return {"version": _STORE_VERSION, "spec": json.loads(spec.to_json()), "count": count, "seed": seed, "shard": shard,
             "arrays": {name: [list(value.shape), kinds[name]] for name, value in first.items()}}
 
+# %% ../../nbs/01_foundations/08a_scenes.ipynb #2381f63c
 def _check_same(folder: Path, about: dict) -> None:
     "Raise `ValueError` that names what differs between a store and what is wanted."
     there = json.loads((folder / "about.json").read_text())
@@ -413,10 +436,11 @@ def _check_same(folder: Path, about: dict) -> None:
     differs = [f"{k} is {flat(there).get(k)!r}, wanted {v!r}" for k, v in flat(about).items() if flat(there).get(k) != v]
     if differs: raise ValueError(f"path={str(folder)!r}: holds other scenes ({'; '.join(differs[:3])}); choose another path or delete it")
 
-# %% ../../nbs/01_foundations/08a_scenes.ipynb #2381f63c
+# %% ../../nbs/01_foundations/08a_scenes.ipynb #7965da41
 def _bad_shards(path: Path, about: dict, checksums: bool) -> list[int]:
     return [k for k in range(-(-about["count"] // about["shard"])) if not _shard_is_whole(path, k, checksums)]
 
+# %% ../../nbs/01_foundations/08a_scenes.ipynb #1a9c63ba
 def _write_store(path: Path, about: dict, workers: int, scheduler: str | None, progress: bool) -> None:
     "Finish the shards that are not whole yet, then give the folder its name."
     from tqdm.auto import tqdm
@@ -471,6 +495,7 @@ def _open_arrays(path: Path, about: dict) -> dict:
     group = zarr.open_group(str(path), mode="r")
     return {name: group[name] for name in about["arrays"]}
 
+# %% ../../nbs/01_foundations/08a_scenes.ipynb #32a1bf69
 def write_scenes(path: str | Path, spec: SceneSpec, count: int,  # scenes
                  seed: int = 0, precision: str = "float32",  # of the audio: float32 or float16
                  workers: int | None = None,  # processes; one a core if None, 0 for none but this one
