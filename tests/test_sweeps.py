@@ -324,3 +324,10 @@ def test_results_command(tmp_path):
     lost = call(*words, "--out", tmp_path / "none/x.csv")
     assert lost.returncode == 2 and "none" in lost.stderr and "Traceback" not in lost.stderr
     with pytest.raises(ValueError, match="did you mean 'quickstart'"): committed_results("quikstart")
+
+
+def test_a_column_that_a_summary_needs_for_itself_is_refused():
+    import pandas as pd
+    from ssl_nb.workbench.tables import summarize
+    table = pd.DataFrame({"run": ["a", "b"], "profile": "smoke", "seed": [0, 1], "changed": "-", "t60": 0.2, "n": 5, "mae": [1.0, 2.0]})
+    with pytest.raises(ValueError, match="column 'n': the name is taken"): summarize(table, ["t60"])
