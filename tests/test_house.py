@@ -1,5 +1,5 @@
 """The rules of the house: what is generated is fresh, parts import downwards, cells are short, stored outputs are clean."""
-import ast, json, re, shutil, subprocess, sys, tomllib
+import ast, json, os, re, shutil, subprocess, sys, tomllib
 from pathlib import Path
 
 import pytest
@@ -29,8 +29,9 @@ def copy_of_tree(target):
 
 def sync(folder):
     "What `make sync` does."
+    environ = {k: v for k, v in os.environ.items() if k != "IN_TEST"}  # with it nbdev-export does nothing
     for command in (["nbdev-clean"], ["nbdev-export"], ["python", "tests/make_readme.py"]):
-        subprocess.run([BIN / command[0], *command[1:]], cwd=folder, check=True, capture_output=True)
+        subprocess.run([BIN / command[0], *command[1:]], cwd=folder, check=True, capture_output=True, env=environ)
     return subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True).stdout
 
 

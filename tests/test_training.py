@@ -13,9 +13,12 @@ from ssl_nb.foundations.training import Cosine, Exponential, NonFiniteLoss, Plat
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
-os.environ["IN_TEST"] = "1"
 fit = functools.partial(fit, device="cpu")
 ENVIRON = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "IN_TEST": "1"}
+
+
+@pytest.fixture(autouse=True)
+def in_test(monkeypatch): monkeypatch.setenv("IN_TEST", "1")  # no progress bars
 
 
 def same_run(a, b):
