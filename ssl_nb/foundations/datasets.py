@@ -125,7 +125,7 @@ from .diffuse_noise import diffuse_noise
 
 from .geometry import distances, robot_head_array, wall_array
 
-from .rooms import (METHODS, Room, Trajectory, directional_noise, jitter_mics, mix_at_snr, moving_source, random_trajectory, random_walk,
+from .rooms import (METHODS, Room, directional_noise, jitter_mics, mix_at_snr, moving_source, random_trajectory, random_walk,
                                       reverberate, rirs)
 
 from .signals import add_noise, power_db, voice_activity
