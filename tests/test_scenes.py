@@ -1,9 +1,12 @@
 """Specifications, scenes and stores: what is refused, what is the same, and what survives being killed."""
 import dataclasses, json, os, signal, subprocess, sys, time
 
+import numpy as np
 import pytest
+import scipy.signal
 import torch
-from ssl_nb.foundations.datasets import SceneDataset, SceneSpec, SceneStore, scene_generator, simulate_scene, speech, write_scenes
+from ssl_nb.foundations import datasets
+from ssl_nb.foundations.datasets import SceneBank, SceneDataset, SceneSpec, SceneStore, scene_generator, simulate_scene, speech, write_scenes
 from ssl_nb.foundations.geometry import distances
 
 TINY = SceneSpec(seconds=0.1, array="compact", mics=((-0.1, 0, 0), (0.1, 0, 0)), t60=(0.2, 0.2), size=((4, 5), (4, 5), (3, 3)))
@@ -166,3 +169,61 @@ def test_memory_stays_flat(tmp_path):
             "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
     few, many = map(int, subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
     assert many < few + 30_000  # kB
+
+
+# --- banks ---------------------------------------------------------------------------------------------------------
+
+BANK = SceneSpec(seconds=0.2, array="compact", mics=((-0.1, 0, 0), (0.1, 0, 0)), t60=(0.2, 0.3), size=((4, 5), (4, 5), (3, 3)), n_sources=2)
+
+
+def test_a_test_bank_is_the_same_whatever_the_batch_and_a_fresh_one_follows_the_global_seed():
+    fixed, again = SceneBank(BANK, 7, 3, per_room=3, fresh=False), SceneBank(BANK, 7, 3, per_room=3, fresh=False)
+    torch.testing.assert_close(fixed[5]["audio"], again.__getitems__([0, 5, 2])[1]["audio"], rtol=0, atol=1e-6)
+    before = torch.get_rng_state(); fixed[0]; assert torch.equal(before, torch.get_rng_state())
+    fresh = SceneBank(BANK, 7, 3, per_room=3)
+    with torch.random.fork_rng():
+        torch.manual_seed(1); a, b = fresh[5], fresh[5]
+        torch.manual_seed(1); c = fresh[5]
+    assert torch.equal(a["audio"], c["audio"]) and not torch.allclose(a["audio"], b["audio"]) and torch.equal(a["sources"], b["sources"])
+
+
+def test_rooms_are_shared_by_so_many_scenes_and_the_last_room_may_have_fewer():
+    bank = SceneBank(BANK, 7, 0, per_room=3)
+    scenes = bank.__getitems__(range(7))
+    assert [float(s["t60"]) == float(scenes[0]["t60"]) for s in scenes] == [True] * 3 + [False] * 4 and len(bank.rooms) == 3
+    assert len({tuple(s["sources"].flatten().tolist()) for s in scenes}) == 7
+    assert bank.nbytes == sum(2 * 2 * 4 * r["rirs"].shape[-1] * n for r, n in zip(bank.rooms, (3, 3, 1)))
+
+
+def test_a_bank_hears_what_an_outside_convolution_hears():
+    bank = SceneBank(dataclasses.replace(BANK, noise="none"), 3, 0, fresh=False)
+    scene, g = bank[1], scene_generator(0, bank.count + 1)
+    words, _ = datasets._draw_words(bank.tracks, "stretch", 2, 3200, bank.taps, g)
+    outside = [sum(scipy.signal.fftconvolve(w.double(), h.double())[bank.taps:bank.taps + 3200] for w, h in zip(words, bank.rooms[1]["rirs"][0][:, m])) for m in range(2)]
+    assert np.abs(scene["audio"].double().numpy() - np.array(outside)).max() < 1e-5 * np.abs(outside).max()
+    torch.testing.assert_close(scene["images"].sum(0), scene["audio"][0], rtol=0, atol=1e-6)
+    assert torch.isinf(scene["snr_db"])
+
+
+def test_a_bank_of_digits_says_one_whole_digit_and_tells_which():
+    bank = SceneBank(dataclasses.replace(BANK, seconds=1.0, n_sources=1, t60=(0, 0), method="anechoic", noise="none"), 2, 0, kind="digit")
+    with torch.random.fork_rng(): torch.manual_seed(0); said = [bank[0] for _ in range(60)]
+    assert {int(s["words"]) for s in said} == set(range(10))
+    table = bank.tracks
+    energy = {d: sorted(float(u.square().sum()) for a, digits in table.words for u, k in zip(a, digits) if k == d) for d in range(10)}
+    distance = (bank.rooms[0]["sources"][0, 0] - bank.rooms[0]["real"][0]).norm()
+    for s in said[:10]:  # anechoic: the image is the word over its distance, unless its end arrives too late
+        assert min(abs(float(s["images"].square().sum() * distance**2) / e - 1) for e in energy[int(s["words"])]) < 0.05
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"count": 0}, "count=0"), ({"per_room": 0}, "per_room=0"), ({"kind": "vowel"}, "kind='vowel'"), ({"seed": -1}, "seed=-1"),
+    ({"spec": dataclasses.replace(BANK, motion="line", seconds=1.0)}, "motion='line'")])
+def test_bad_banks_are_refused(change, words):
+    with pytest.raises(ValueError, match=words): SceneBank(**{"spec": BANK, "count": 3, **change})
+
+
+def test_words_that_do_not_fit_and_indices_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match="too short for an utterance"), torch.random.fork_rng(): SceneBank(BANK, 1, kind="digit")[0]
+    with pytest.raises(ValueError, match="more than the voice"): SceneBank(dataclasses.replace(BANK, seconds=100.0), 1)[0]
+    with pytest.raises(IndexError, match="index=3"): SceneBank(BANK, 3)[3]
