@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from run_notebook import ROOT
+from ssl_nb.foundations import metrics
 from ssl_nb.foundations.geometry import angular_error, to_direction
 from ssl_nb.foundations.metrics import (Evaluation, Events, accuracy_within, associate, azimuth_errors, bootstrap_interval, by_distance, locata_measures,
                                         mae, mean_angular_error_deg, median_error, ospa, position_errors, rmsae_deg, rmse, seld_frame_scores, seld_scores)
@@ -412,3 +413,18 @@ def test_bad_calls_are_refused_in_words(call, words):
 def test_importing_metrics_leaves_plots_alone():
     code = "import sys; from ssl_nb.foundations import metrics; print([m for m in ('matplotlib', 'pyroomacoustics', 'anywidget') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip() == "[]"
+
+
+# --- timing --------------------------------------------------------------------------------------------------------
+
+def test_warm_up_calls_do_not_count_and_one_slow_call_does_not_move_the_median(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("ssl_nb.foundations.metrics.time.perf_counter", lambda: now[0])
+    durations = iter([9.0, 9.0, 1.0, 2.0, 100.0, 1.0, 2.0])
+    def action(): now[0] += next(durations)
+    assert metrics.time_calls(action, repeats=5, warmup=2) == (2.0, 1.0, 2.0) and next(durations, None) is None
+
+
+@pytest.mark.parametrize("options, words", [({"repeats": 0}, "repeats=0"), ({"warmup": -1}, "warmup=-1")])
+def test_bad_timings_are_refused(options, words):
+    with pytest.raises(ValueError, match=words): metrics.time_calls(lambda: None, **options)

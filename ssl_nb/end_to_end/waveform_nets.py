@@ -138,7 +138,7 @@ class SincConv(nn.Module):
         self.taps, self.stride, self.fs, self.min_low, self.min_band = taps, stride, fs, min_low, min_band
         edges = 700 * (10 ** (torch.linspace(_mel(min_low), _mel(fs / 2), n_filters + 1, dtype=torch.float64) / 2595) - 1)
         low, high = edges[:-1].clamp(min_low, fs / 2 - min_band), edges[1:]
-        squash = lambda share: torch.logit(share.clamp(1e-3, 1 - 1e-3)).float()
+        squash = lambda share: torch.logit(share.clamp(1e-4, 1 - 1e-4)).float()
         self.low_raw = nn.Parameter(squash((low - min_low) / (fs / 2 - min_low - min_band)))
         self.band_raw = nn.Parameter(squash((high - low - min_band) / (fs / 2 - low - min_band).clamp(min=1.0)))
         sinc_filters(*self.cutoffs(), taps, fs)  # refuses what cannot be built

@@ -7,10 +7,11 @@ Docs: https://ssl-nb.github.io/ssl_nb/01_foundations/metrics.html.md"""
 # %% auto #0
 __all__ = ['position_errors', 'mae', 'rmse', 'median_error', 'accuracy_within', 'azimuth_errors', 'rmsae_deg',
            'mean_angular_error_deg', 'by_distance', 'associate', 'ospa', 'LocataMeasures', 'locata_measures', 'Events',
-           'SeldScores', 'seld_scores', 'SeldFrameScores', 'seld_frame_scores', 'bootstrap_interval', 'Evaluation']
+           'SeldScores', 'seld_scores', 'SeldFrameScores', 'seld_frame_scores', 'bootstrap_interval', 'Evaluation',
+           'Timing', 'time_calls']
 
 # %% ../../nbs/01_foundations/07_metrics.ipynb #35babae8
-import math
+import math, time
 from collections.abc import Callable
 from typing import NamedTuple
 import numpy as np
@@ -530,3 +531,24 @@ def _evaluation_table(evaluation, by, level, draws, seed):
 def _evaluation_by_distance(data, edges):
     if data.distance.isna().any(): raise ValueError(f"distances: {int(data.distance.isna().sum())} of {len(data)} errors were added without one")
     return by_distance(torch.tensor(data.error.to_numpy()), torch.tensor(data.distance.to_numpy()), edges)
+
+# %% ../../nbs/01_foundations/07_metrics.ipynb #9f088f50
+class Timing(NamedTuple):
+    "Seconds of a call: the median and the quartiles."
+    median: float
+    low: float
+    high: float
+
+def time_calls(action: Callable, repeats: int = 10, warmup: int = 2,  # calls that count, and calls before them that do not
+               device: str | torch.device = "cpu") -> Timing:  # where the action computes; its queue is emptied before the clock is read
+    "Time an action without arguments. Raises `ValueError` for less than one repeat."
+    if repeats < 1 or warmup < 0: raise ValueError(f"repeats={repeats}, warmup={warmup}: must be at least 1 and 0")
+    device = torch.device(device)
+    wait = (lambda: torch.get_device_module(device).synchronize()) if device.type != "cpu" else (lambda: None)
+    def once():
+        start = time.perf_counter()
+        action()
+        wait()
+        return time.perf_counter() - start
+    for _ in range(warmup): once()
+    return Timing(*np.quantile([once() for _ in range(repeats)], (0.5, 0.25, 0.75)).tolist())
