@@ -210,6 +210,8 @@ def test_a_bank_of_digits_says_one_whole_digit_and_tells_which():
     with torch.random.fork_rng(): torch.manual_seed(0); said = [bank[0] for _ in range(60)]
     assert {int(s["words"]) for s in said} == set(range(10))
     table = bank.tracks
+    spoken, _ = datasets._draw_words(table, "digit", 1, 16000, 500, torch.Generator().manual_seed(0))
+    assert spoken.shape == (1, 16500) and spoken[:, :500].abs().max() == 0  # nothing before the recording begins
     energy = {d: sorted(float(u.square().sum()) for a, digits in table.words for u, k in zip(a, digits) if k == d) for d in range(10)}
     distance = (bank.rooms[0]["sources"][0, 0] - bank.rooms[0]["real"][0]).norm()
     for s in said[:10]:  # anechoic: the image is the word over its distance, unless its end arrives too late

@@ -235,3 +235,12 @@ def test_unit_level_is_one_number_per_recording():
     x = audio(2) * torch.tensor([1.0, 2, 3, 4])[:, None]
     y = unit_level(x)
     torch.testing.assert_close(y.square().mean((-2, -1)), torch.ones(2)); torch.testing.assert_close(y[0, 1] / y[0, 0], x[0, 1] / x[0, 0])
+
+
+@pytest.mark.parametrize("net", [WaveformCNN, AttentionLocalizer, SincLocalizer])
+def test_the_head_gets_the_mean_over_time(net):
+    model, x, got, frames = net().eval(), audio(2), [], []
+    model.head.register_forward_pre_hook(lambda m, inputs: got.append(inputs[0]))
+    (model.encoder if hasattr(model, "encoder") else model).blocks.register_forward_hook(lambda m, inputs, output: frames.append(output))
+    model(x)
+    torch.testing.assert_close(got[0], frames[0].sum(-1) / frames[0].shape[-1])
