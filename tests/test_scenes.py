@@ -212,6 +212,8 @@ def test_a_bank_of_digits_says_one_whole_digit_and_tells_which():
     table = bank.tracks
     spoken, _ = datasets._draw_words(table, "digit", 1, 16000, 500, torch.Generator().manual_seed(0))
     assert spoken.shape == (1, 16500) and spoken[:, :500].abs().max() == 0  # nothing before the recording begins
+    onsets = {int(datasets._draw_words(table, "digit", 1, 32000, 0, torch.Generator().manual_seed(k))[0][0].abs().gt(0).nonzero()[0]) for k in range(8)}
+    assert len(onsets) == 8 and max(onsets) - min(onsets) > 4000  # the word may lie anywhere
     energy = {d: sorted(float(u.square().sum()) for a, digits in table.words for u, k in zip(a, digits) if k == d) for d in range(10)}
     distance = (bank.rooms[0]["sources"][0, 0] - bank.rooms[0]["real"][0]).norm()
     for s in said[:10]:  # anechoic: the image is the word over its distance, unless its end arrives too late
