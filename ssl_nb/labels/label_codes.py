@@ -356,7 +356,7 @@ def adjacent_bias(offset: Float[Tensor, "*#batch"],  # of the posterior's mean f
 def class_accuracy(code: _Code,
                    estimates: Float[Tensor, "*#batch n axes"],  # decoded positions, m
                    positions: Float[Tensor, "*#batch n axes"],  # true positions, m
-                   extent: Float[Tensor, "*#batch #n axes"],  # sides, m
+                   extent: Float[Tensor, "*#rooms axes"],  # sides, m
                    ) -> Float[Tensor, "*out"]:  # share, 0 to 1
     "Share of estimates in the class of the truth along all axes, equation (18), the paper's ACC. Raises `ValueError` outside the room."
     same = code.classes(estimates, extent) == code.classes(positions, extent)
@@ -375,9 +375,9 @@ def label_curves(code: _Code,
     ring = torch.tensor([[-1.0, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]])
     heavy = (mass > 0.01).nonzero()[:, 0]
     squares = torch.cartesian_prod(*steps)[heavy][:, None] + size * mass[heavy].sqrt()[:, None, None] * ring
-    x, y = (2 * size * part / part.max() for part in marginals(mass, code.shape))
-    lines = [*squares.tolist(), torch.stack([steps[0], x], -1).tolist(), torch.stack([y, steps[1]], -1).tolist()]
-    colors = ["#0072B2"] * len(heavy) + ["#E69F00"] * 2
+    x, y = ((2 * size * part / mass.sum()).tolist() for part in marginals(mass, code.shape))
+    stems = [[[a, 0.0], [a, height]] for a, height in zip(steps[0].tolist(), x)] + [[[0.0, a], [height, a]] for a, height in zip(steps[1].tolist(), y)]
+    lines, colors = squares.tolist() + stems, ["#0072B2"] * len(heavy) + ["#E69F00"] * len(stems)
     borders = [[[k / n * extent[0].item(), 0.0], [k / n * extent[0].item(), extent[1].item()]] for n in code.grid.cells[:1] for k in range(1, n)]
     borders += [[[0.0, k / n * extent[1].item()], [extent[0].item(), k / n * extent[1].item()]] for n in code.grid.cells[1:] for k in range(1, n)]
     cross = [(found + 0.5 * size * torch.tensor([[-1.0, s], [1, -s]])).tolist() for s in (-1, 1)]
@@ -392,10 +392,10 @@ def plot_labels(codes: dict,  # title -> code, all of two axes
     from ssl_nb.foundations.plots import new_figure
     fig, axes = new_figure(1, len(codes), size=(2.6 * len(codes), 2.9), sharey=True, squeeze=False)
     for ax, (title, code) in zip(axes[0], codes.items()):
-        for curve in label_curves(code, position, extent): ax.plot(*torch.tensor(curve["points"]).T, color=curve["color"], lw=0.6 if curve["color"] == "#cccccc" else 1.6)
+        for curve in label_curves(code, position, extent): ax.plot(*torch.tensor(curve["points"]).T, color=curve["color"], lw={"#cccccc": 0.6, "#E69F00": 4}.get(curve["color"], 1.6), solid_capstyle="butt")
         ax.plot(*position.tolist(), "o", color="#D55E00", ms=5)
         off = torch.linalg.vector_norm(code.locate(code.encode(position, extent), extent) - position)
-        ax.set(title=f"{title}: {100 * off:.0f} cm off", xlabel="x (m)", aspect="equal", xlim=(-0.5, extent[0] + 0.5), ylim=(-0.5, extent[1] + 0.5))
+        ax.set(title=f"{title}: {100 * off:.0f} cm off", xlabel="x (m)", aspect="equal", xlim=(-0.5, float(extent[0]) + 0.5), ylim=(-0.5, float(extent[1]) + 0.5))
         ax.grid(False)
     axes[0, 0].set_ylabel("y (m)")
     return fig
