@@ -207,6 +207,12 @@ def test_descending_the_loss_finds_the_average():
         torch.testing.assert_close(code.locate(found, one_room), code.locate(best, one_room), rtol=0, atol=2e-2)
 
 
+def test_the_refined_grid_averages_offsets_within_a_cell():
+    code = RefinedGrid(CellGrid((2,)))
+    label = code.average(code.encode(torch.tensor([[0.2], [0.6], [1.5], [0.1]]), torch.tensor([2.0])))
+    torch.testing.assert_close(label, torch.tensor([0.75, 0.3, 0.25, 0.5]))
+
+
 # --- decoding ------------------------------------------------------------------------------------------------------
 
 def brute(mass, window, wraps):
