@@ -135,6 +135,12 @@ class SeparatingLocalizer(nn.Module):
         return {name: x.reshape(*audio.shape[:-2], *x.shape[1:]) for name, x in (("positions", self._locate(levels[-1])), ("signals", signals))}
 
 # %% ../../nbs/02_end_to_end/02_multitask.ipynb #d74db954
+def _check_weights(tasks: dict, weights: dict, learned: bool) -> dict:
+    if not tasks or set(weights) != set(tasks) or "loss" in tasks: raise ValueError(f"weights={weights}: needs one for each of the tasks {sorted(tasks)}; none may be named 'loss'")
+    if not all(0 <= w < math.inf and (w > 0 or not learned) for w in weights.values()): raise ValueError(f"weights={weights}: must be finite and not negative, and positive where learned")
+    return weights
+
+# %% ../../nbs/02_end_to_end/02_multitask.ipynb #a6e5b7e5
 class MultiTaskLoss(nn.Module):
     """Weighted sum of tasks' costs, equation (4), or with learned weights, equation (5); a loss for `fit`.
 
@@ -145,9 +151,7 @@ class MultiTaskLoss(nn.Module):
                  permuted: bool = False,  # costs are (batch, references, estimates) and share one order, equation (2)
                  inputs: str = "audio"):  # the entry of a batch that the model gets
         super().__init__()
-        weights = dict.fromkeys(tasks, 1.0) if weights is None else weights
-        if not tasks or set(weights) != set(tasks) or "loss" in tasks: raise ValueError(f"weights={weights}: needs one for each of the tasks {sorted(tasks)}; none may be named 'loss'")
-        if not all(0 <= w < math.inf and (w > 0 or not learned) for w in weights.values()): raise ValueError(f"weights={weights}: must be finite and not negative, and positive where learned")
+        weights = _check_weights(tasks, dict.fromkeys(tasks, 1.0) if weights is None else weights, learned)
         self.tasks, self.learned, self.permuted, self.inputs = tasks, learned, permuted, inputs
         start = -torch.tensor([weights[name] for name in tasks]).log()
         if learned: self.log_variances = nn.Parameter(start)  # the s of equation (5)
