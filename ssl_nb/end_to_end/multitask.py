@@ -25,9 +25,10 @@ from ..foundations.signals import frames
 # %% ../../nbs/02_end_to_end/02_multitask.ipynb #fb9d0848
 _LIMIT = 1e-10  # shares of power below this are taken for this: SI-SDR stays within +-100 dB and has a gradient everywhere
 
-def si_sdr(estimates: Float[Tensor, "*#batch time"], references: Float[Tensor, "*#batch time"]
+def si_sdr(estimates: Float[Tensor, "*#batch time"], references: Float[Tensor, "*#batch time2"]  # of the same length
            ) -> Float[Tensor, "*batch"]:  # dB
-    "Scale-invariant signal-to-distortion ratio, equation (1) (Le Roux et al., 2019, equation 2), within +-100 dB. Raises `ValueError` for a signal without any sound."
+    "Scale-invariant signal-to-distortion ratio, equation (1) (Le Roux et al., 2019, equation 2), within +-100 dB. Raises `ValueError` for silence and unequal lengths."
+    if estimates.shape[-1] != references.shape[-1]: raise ValueError(f"estimates: {estimates.shape[-1]} samples, references: {references.shape[-1]}; must be as many")
     parts = []
     for name, x in (("estimates", estimates), ("references", references)):
         x = x - x.mean(-1, keepdim=True)
@@ -169,7 +170,7 @@ class MultiTaskLoss(nn.Module):
         if self.learned and (means < 0).any(): raise ValueError(f"learned=True: needs costs that are never negative, got { {k: float(v) for k, v in parts.items()} }")
         return self.weights() @ means + (self.log_variances.sum() / 2 if self.learned else 0)
 
-    def forward(self, model: nn.Module, batch: dict[str, Tensor], epoch: int = 1) -> dict[str, Tensor]:
+    def forward(self, model: Callable, batch: dict[str, Tensor], epoch: int = 1) -> dict[str, Tensor]:
         "The total as `loss`, each task's mean cost under its name, and learned weights as `weight_` and the name."
         outputs = model(batch[self.inputs])
         costs = {name: task(outputs, batch) for name, task in self.tasks.items()}
@@ -181,17 +182,19 @@ class MultiTaskLoss(nn.Module):
         return {"loss": self.total(parts)} | parts | shown
 
 # %% ../../nbs/02_end_to_end/02_multitask.ipynb #4e899568
-HUBER = 0.2  # where the cost of a position turns from quadratic to linear, m
+HUBER = 0.2  # where the cost of a position turns from quadratic to linear, m; of a velocity, m/s
+
+def _huber(outputs: Tensor, truth: Tensor, name: str) -> Tensor:
+    if outputs.shape != truth.shape: raise ValueError(f"{name}: shape {tuple(truth.shape)}, must be that of the output, {tuple(outputs.shape)}")
+    return F.smooth_l1_loss(outputs, truth, reduction="none", beta=HUBER).mean(-1)
 
 def position_costs(outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> Float[Tensor, "*batch"]:  # m
-    "Huber loss of positions, mean over the axes."
-    if outputs["positions"].shape != batch["sources"].shape: raise ValueError(f"sources: shape {tuple(batch['sources'].shape)}, must be that of the positions, {tuple(outputs['positions'].shape)}")
-    return F.smooth_l1_loss(outputs["positions"], batch["sources"], reduction="none", beta=HUBER).mean(-1)
+    "Huber loss of positions, mean over the axes. Raises `ValueError` for truth of another shape."
+    return _huber(outputs["positions"], batch["sources"], "sources")
 
 def pair_position_costs(outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> Float[Tensor, "*batch references estimates"]:  # m
     "Huber loss of every output's position for every talker."
-    pair = torch.broadcast_tensors(outputs["positions"].unsqueeze(-3), batch["sources"].unsqueeze(-2))
-    return F.smooth_l1_loss(*pair, reduction="none", beta=HUBER).mean(-1)
+    return _huber(*torch.broadcast_tensors(outputs["positions"].unsqueeze(-3), batch["sources"].unsqueeze(-2)), "sources")
 
 def pair_signal_costs(outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> Float[Tensor, "*batch references estimates"]:  # dB
     "Minus the SI-SDR of every output's signal for every talker."
@@ -232,12 +235,14 @@ class TrackingLocalizer(nn.Module):
         self.encoder = WaveformEncoder(n_channels, widths, kernel, stride, pool)
         self.tracker = FeatureTracker(widths[-1], size=size, hidden=hidden, layers=layers, causal=causal, dropout=dropout)
 
-    def features(self, audio: Float[Tensor, "*batch frames mics time"]) -> Float[Tensor, "*batch frames features"]:
+    def features(self, audio: Float[Tensor, "..."]  # (*batch, frames, mics, time)
+                 ) -> Float[Tensor, "*batch frames features"]:
         "One vector a frame; the frames go through the encoder as a batch."
         if audio.dim() < 3: raise ValueError(f"audio: shape {tuple(audio.shape)}, needs (*batch, frames, mics, time); cut_frames makes frames")
         return self.encoder(audio).mean(-1)
 
-    def forward(self, audio: Float[Tensor, "*batch frames mics time"]) -> dict[str, Tensor]:
+    def forward(self, audio: Float[Tensor, "..."]  # (*batch, frames, mics, time)
+                ) -> dict[str, Tensor]:
         "`positions` (*batch, frames, 3) in m and `velocities` in m/s."
         return self.tracker(self.features(audio))
 
@@ -245,20 +250,21 @@ class TrackingLocalizer(nn.Module):
 def velocity_residual(positions: Float[Tensor, "*batch frames 3"],  # m
                       velocities: Float[Tensor, "*batch frames 3"],  # m/s
                       interval: float) -> Float[Tensor, "*batch steps 3"]:  # s; m/s
-    "Equation (6): by how much velocities miss the steps between positions."
+    "Equation (6): by how much velocities miss the steps between positions. Raises `ValueError` for unequal shapes or a single frame."
     if not interval > 0: raise ValueError(f"interval={interval} s: must be positive")
+    if positions.shape != velocities.shape or positions.shape[-2] < 2: raise ValueError(f"positions: shape {tuple(positions.shape)}, velocities: {tuple(velocities.shape)}; must be the same, with two frames at least")
     return positions.diff(dim=-2) / interval - (velocities[..., 1:, :] + velocities[..., :-1, :]) / 2
 
 # %% ../../nbs/02_end_to_end/02_multitask.ipynb #c5362a37
 def velocity_costs(outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> Float[Tensor, "*batch"]:  # m/s
-    "Huber loss of velocities, mean over the axes."
-    return F.smooth_l1_loss(outputs["velocities"], batch["velocities"], reduction="none", beta=HUBER).mean(-1)
+    "Huber loss of velocities, mean over the axes. Raises `ValueError` for truth of another shape."
+    return _huber(outputs["velocities"], batch["velocities"], "velocities")
 
 def tie_costs(interval: float) -> Callable:  # s
     "A cost that ties the two outputs of a tracker, the Huber loss of equation (6)."
     def cost(outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> Float[Tensor, "*batch"]:  # m/s
         r = velocity_residual(outputs["positions"], outputs["velocities"], interval)
-        return F.smooth_l1_loss(r, torch.zeros_like(r), reduction="none", beta=HUBER).mean(-1)
+        return _huber(r, torch.zeros_like(r), "residual")
     return cost
 
 # %% ../../nbs/02_end_to_end/02_multitask.ipynb #ad63d2d7
@@ -272,9 +278,9 @@ def kalman_weights(n_frames: int, interval: float,  # s
     _check_sizes(n_frames=n_frames)
     for name, value in {"interval": interval, "sigma": sigma, "acceleration": acceleration, "speed": speed}.items():
         if not 0 < value < math.inf: raise ValueError(f"{name}={value}: must be positive and finite")
-    F_, push = torch.tensor([[1, interval], [0, 1]]).double(), torch.tensor([interval**2 / 2, interval]).double()
+    F_, push = torch.tensor([[1.0, interval], [0, 1]], dtype=torch.float64), torch.tensor([interval**2 / 2, interval], dtype=torch.float64)
     Q, measured = acceleration**2 * torch.outer(push, push), torch.eye(n_frames, dtype=torch.float64)
-    x, P = torch.stack([measured[0], 0 * measured[0]]), torch.diag(torch.tensor([sigma**2, speed**2])).double()
+    x, P = torch.stack([measured[0], 0 * measured[0]]), torch.diag(torch.tensor([sigma**2, speed**2], dtype=torch.float64))
     states, spreads, predicted = [x], [P], [P]
     for z in measured[1:]:
         x, before = F_ @ x, F_ @ P @ F_.T + Q
@@ -324,5 +330,6 @@ class RecognizingLocalizer(nn.Module):
 def word_costs(outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> Float[Tensor, "*batch"]:  # nats
     "Cross-entropy of the words, `batch[\"words\"]` (*batch, sources) with classes counted from 0. Raises `ValueError` for a source that said none of them."
     logits, words = outputs["logits"], batch["words"]
+    if logits.shape[:-1] != words.shape: raise ValueError(f"words: shape {tuple(words.shape)}, must be {tuple(logits.shape[:-1])}")
     if (words < 0).any() or (words >= logits.shape[-1]).any(): raise ValueError(f"words: {words.min()} to {words.max()}, must be from 0 to {logits.shape[-1] - 1} (kind='digit' of a bank)")
     return F.cross_entropy(logits.flatten(0, -2), words.flatten(), reduction="none").unflatten(0, words.shape)
