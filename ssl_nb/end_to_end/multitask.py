@@ -247,9 +247,9 @@ class TrackingLocalizer(nn.Module):
         return self.tracker(self.features(audio))
 
 # %% ../../nbs/02_end_to_end/02_multitask.ipynb #9499f299
-def velocity_residual(positions: Float[Tensor, "*batch frames 3"],  # m
-                      velocities: Float[Tensor, "*batch frames 3"],  # m/s
-                      interval: float) -> Float[Tensor, "*batch steps 3"]:  # s; m/s
+def velocity_residual(positions: Float[Tensor, "*batch frames axes"],  # m
+                      velocities: Float[Tensor, "*batch frames axes"],  # m/s
+                      interval: float) -> Float[Tensor, "*batch steps axes"]:  # s; m/s
     "Equation (6): by how much velocities miss the steps between positions. Raises `ValueError` for unequal shapes or a single frame."
     if not interval > 0: raise ValueError(f"interval={interval} s: must be positive")
     if positions.shape != velocities.shape or positions.shape[-2] < 2: raise ValueError(f"positions: shape {tuple(positions.shape)}, velocities: {tuple(velocities.shape)}; must be the same, with two frames at least")
