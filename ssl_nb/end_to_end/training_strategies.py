@@ -7,7 +7,7 @@ Docs: https://ssl-nb.github.io/ssl_nb/02_end_to_end/training_strategies.html.md"
 # %% auto #0
 __all__ = ['STAGES', 'Stage', 'stage_spec', 'train_curriculum', 'TransferLocalizer', 'fine_tune', 'reverse_gradient',
            'reversal_strength', 'DomainAdversarialLocalizer', 'DomainPairs', 'AdversarialLoss', 'MicGains',
-           'principal_components', 'domain_probe', 'ridge_head', 'shift_channels', 'ShiftPretraining']
+           'principal_components', 'domain_probe', 'ridge_head', 'shift_channels', 'ShiftPretraining', 'few_shot']
 
 # %% ../../nbs/02_end_to_end/03_training_strategies.ipynb #b6bcee7d
 import copy, dataclasses, math
@@ -215,7 +215,7 @@ def principal_components(features: Float[Tensor, "n features"], n_components: in
     return u[:, :n_components] * s[:n_components]
 
 # %% ../../nbs/02_end_to_end/03_training_strategies.ipynb #a97a6456
-def domain_probe(source: Float[Tensor, "n features"], target: Float[Tensor, "m features"], penalty: float = 1e-2) -> float:
+def domain_probe(source: Float[Tensor, "n features"], target: Float[Tensor, "m features"], penalty: float = 0.1) -> float:
     "Accuracy of a linear (ridge) rule that tells two sets of features apart: fitted to every other example, tested on the rest. Raises `ValueError` for fewer than 4 examples of one."
     if min(len(source), len(target)) < 4: raise ValueError(f"source, target: have {len(source)} and {len(target)} examples, need 4 each")
     halves = [(torch.cat([source[k::2], target[k::2]]), torch.cat([-torch.ones(len(source[k::2])), torch.ones(len(target[k::2]))])) for k in (0, 1)]
@@ -261,3 +261,23 @@ class ShiftPretraining(nn.Module):
         shifts = torch.randint(-model.max_shift, model.max_shift + 1, one.shape[:2], device=one.device)
         copies = shift_channels(one, shifts) + model.noise * one.square().mean((-2, -1), keepdim=True).sqrt() * torch.randn_like(one)
         return F.mse_loss(model(copies), (shifts[:, 1:] - shifts[:, :1]) / model.max_shift)
+
+# %% ../../nbs/02_end_to_end/03_training_strategies.ipynb #ba339502
+class _Corrected(nn.Module):
+    "A head plus a linear correction of it, equation (9)."
+    def __init__(self, head: nn.Module, correction: nn.Linear):
+        super().__init__()
+        self.head, self.correction = head, correction
+
+    def forward(self, features: Tensor) -> Tensor: return self.head(features) + self.correction(features)
+
+def few_shot(model: nn.Module,  # with `encoder` and `head`, as the nets of this part; left as it is
+             audio: Float[Tensor, "n mics time"], targets: Float[Tensor, "n outputs"],  # a few recordings and the right answers
+             penalty: float = 10.0) -> nn.Module:  # relative to features of variance about 1
+    "A copy of a trained net in evaluation mode whose head is corrected by a few labelled examples, equation (9). Raises `ValueError` as `ridge_head`."
+    adapted = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        features = adapted.encoder(audio).mean(-1)
+        left_over = targets - adapted.head(features)
+    adapted.head = _Corrected(adapted.head, ridge_head(features, left_over, penalty))
+    return adapted
