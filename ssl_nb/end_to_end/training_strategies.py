@@ -150,7 +150,9 @@ def reversal_strength(progress: float) -> float:  # 0 at the start of the traini
 
 # %% ../../nbs/02_end_to_end/03_training_strategies.ipynb #585b4352
 class DomainAdversarialLocalizer(nn.Module):
-    "A localizer with a critic that tells source from target features behind a reversed gradient (tutorial, section 4.3). Any encoder with `n_features` and features (batch, n_features, frames)."
+    """A localizer with a critic that tells source from target features behind a reversed gradient (tutorial, section 4.3).
+
+    The encoder needs `n_features` and features (batch, n_features, frames), as `WaveformEncoder` has."""
     def __init__(self, encoder: nn.Module, n_outputs: int = 3, hidden: int = 128, dropout: float = 0.3):
         super().__init__()
         self.encoder = encoder
@@ -173,6 +175,7 @@ class DomainPairs(Dataset):
     "Scenes of the source domain, each with the recording of a random target scene under `target_audio`. Randomness comes from torch's global generator, which `fit` seeds."
     def __init__(self, source: Dataset, target: Dataset): self.source, self.target = source, target
     def __len__(self) -> int: return len(self.source)
+    def __getitem__(self, index: int) -> dict[str, Tensor]: return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
         partners = torch.randint(len(self.target), (len(indices),)).tolist()
@@ -195,9 +198,10 @@ class AdversarialLoss:
 
 # %% ../../nbs/02_end_to_end/03_training_strategies.ipynb #9c0482a3
 class MicGains(Dataset):
-    "A bank of scenes heard through microphones with other gains. Raises `ValueError` where the number of gains is not that of the microphones."
+    "A bank of scenes heard through microphones with other gains. Raises `ValueError` for gains that are not finite and where their number is not that of the microphones."
     def __init__(self, bank: Dataset, gains_db: Sequence[float]):  # one a microphone, dB
         self.bank, self.gains = bank, 10 ** (torch.as_tensor(gains_db, dtype=torch.float32) / 20)
+        if not torch.isfinite(self.gains).all(): raise ValueError(f"gains_db={gains_db}: must be finite")
 
     def __len__(self) -> int: return len(self.bank)
     def __getitem__(self, index: int) -> dict[str, Tensor]: return self.__getitems__([index])[0]
