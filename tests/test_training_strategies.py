@@ -238,6 +238,7 @@ def test_the_encoder_gets_the_critics_gradient_turned_and_the_critic_does_not():
         if name.startswith("critic"): torch.testing.assert_close(both[name], weight * p.grad, rtol=1e-4, atol=1e-6)
         if name.startswith("head"): torch.testing.assert_close(both[name], alone[name])
     torch.testing.assert_close(parts["loss"], parts["position"] + weight * parts["critic"])
+    torch.testing.assert_close(parts["position"], position(model(joint)[:8], {"sources": Scenes(8).sources}))  # positions of the source only
     assert 0 <= parts["told_apart"] <= 1
 
 
