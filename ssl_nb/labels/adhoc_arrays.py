@@ -45,7 +45,7 @@ def l1(split: str = "train",  # train, valid or test, or a folder of speech
                      mics=line_arrays(side).tolist(), source_height=(TALKER_HEIGHT, TALKER_HEIGHT), margin=0.0, min_distance=0.0, noise="none")
     return dataclasses.replace(spec, **changes)
 
-# %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #2dce8873
+# %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #ba0d6731
 def ad1(split: str = "train",  # train, valid or test, or a folder of speech
         **changes) -> SceneSpec:  # other fields of the specification
     "The set Ad-1 (paper, section 3.1): 30 scattered microphones in rooms of all sizes. White noise instead of recorded noise, and places anywhere, are ours."
@@ -54,6 +54,7 @@ def ad1(split: str = "train",  # train, valid or test, or a folder of speech
                      noise="sensor", snr_db=(0.0, 50.0) if split == "train" else (10.0, 20.0))
     return dataclasses.replace(spec, **changes)
 
+# %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #2dce8873
 def ad2(split: str = "train", **changes) -> SceneSpec:
     "The set Ad-2: Ad-1 with two talkers."
     return ad1(split, **{"n_sources": 2, **changes})
@@ -109,13 +110,14 @@ def best_order(costs: Float[Tensor, "*batch answers talkers"]) -> tuple[Float[Te
     best, which = totals.min(-1)
     return best, orders[which]
 
-# %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #818e8041
+# %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #86f85bfb
 def label_loss(code, outputs: Float[Tensor, "*batch talkers outputs"], positions: Float[Tensor, "*batch talkers 2"],  # m
                extent: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch"]:
     "Equation (3) with the loss of a label code, one a recording."
     target = code.encode(positions, extent.unsqueeze(-2))
     return best_order(code.loss(outputs.unsqueeze(-2), target.unsqueeze(-3)))[0]
 
+# %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #818e8041
 def located(code, outputs: Float[Tensor, "*batch talkers outputs"], positions: Float[Tensor, "*batch talkers 2"], extent: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch talkers 2"]:
     "Decoded positions in the order that has the smallest total error."
     found = code.decode(outputs, extent.unsqueeze(-2))
@@ -148,9 +150,10 @@ def turned(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         points[name] = torch.cat([flat, value[..., 2:]], -1)
     return batch | points | {"size": torch.cat([torch.where(swap, size[:, :2].flip(-1), size[:, :2]), size[:, 2:]], -1)}
 
-# %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #22eeb3d3
+# %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #6d40a2d2
 def _truth(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]: return batch["sources"][..., :2], batch["size"][..., :2]
 
+# %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #22eeb3d3
 def train_localizer(net: nn.Module, code, train: Dataset | list, valid: Dataset | list, nodes: int | None = None,  # as in `answers`, in training
                     epochs: int = 50, batch: int = 32, lr: float = 1e-3,  # 1e-4 to fine-tune
                     schedule: Plateau | Cosine = Plateau(0.1, 3), seed: int = 0, **options) -> History:  # of `fit`
@@ -195,7 +198,7 @@ def plot_outputs(codes: dict,  # title -> code of two axes
     for ax in axes[-1]: ax.set_xlabel("x (m)")
     return fig
 
-# %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #83e05206
+# %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #4b279c3d
 BANDS, MOMENT = 32, 8  # bands, and frames of the STFT in a moment: 8 hops are 128 ms
 
 def node_features(audio: Float[Tensor, "*batch nodes time"]) -> Float[Tensor, "*batch nodes moments bands"]:
@@ -208,6 +211,7 @@ def node_features(audio: Float[Tensor, "*batch nodes time"]) -> Float[Tensor, "*
     blocks = power[..., :moments * MOMENT].unflatten(-1, (moments, MOMENT)).mean(-1)
     return (blocks.unflatten(-2, (BANDS, -1)).mean(-2) + 1e-12).log().transpose(-1, -2)
 
+# %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #83e05206
 def node_example(scene: dict[str, Tensor]) -> dict[str, Tensor]:
     "Features and places of a scene of `SceneDataset`, `SceneStore` or `AdhocRecordings`: what the nets below are trained on. A list of them is a data set."
     return {"features": node_features(scene["audio"]), **{k: scene[k] for k in ("mics", "sources", "size")}}
@@ -271,7 +275,7 @@ class AdhocLocalizer(nn.Module):
         heard, there = self._first(features, places, present)
         return self._last(self._second(heard), places, there).reshape(*features.shape[:-3], -1)
 
-# %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #c8994ca6
+# %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #d859ebfa
 def _first(self: AdhocLocalizer, features: Tensor, places: Tensor, present: Tensor | None) -> tuple[Float[Tensor, "batch nodes moments width"], Bool[Tensor, "batch nodes"]]:
     "Equation (4), places, and attention across the nodes of each moment."
     there = _check_nodes(self, features, places, present).reshape(-1, places.shape[-2])
@@ -285,15 +289,17 @@ def _first(self: AdhocLocalizer, features: Tensor, places: Tensor, present: Tens
     x = self.across_nodes(x.transpose(1, 2).flatten(0, 1), missing)
     return x.unflatten(0, (-1, moments)).transpose(1, 2), there
 
+# %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #c8994ca6
 def _second(self: AdhocLocalizer, heard: Float[Tensor, "batch nodes moments width"]) -> Float[Tensor, "batch nodes moments width"]:
     "Attention along the moments of each node."
     return self.along_time(heard.flatten(0, 1)).unflatten(0, heard.shape[:2])
 
-# %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #29d6e782
+# %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #7cdc47c6
 def _weights(self: AdhocLocalizer, heard: Float[Tensor, "batch nodes moments width"], there: Bool[Tensor, "batch nodes"]) -> Float[Tensor, "batch nodes moments"]:
     "How much the fusion listens to each node; sums to 1 over those that are there."
     return self.score(heard).squeeze(-1).masked_fill(~there[..., None], -math.inf).softmax(1)
 
+# %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #0fbb9c96
 def _last(self: AdhocLocalizer, heard: Float[Tensor, "batch nodes moments width"], places: Float[Tensor, "*batch _ outputs"], there: Bool[Tensor, "batch nodes"]) -> Float[Tensor, "batch outputs"]:
     "Equations (6) and (7)."
     weights = self._weights(heard, there)
@@ -301,6 +307,7 @@ def _last(self: AdhocLocalizer, heard: Float[Tensor, "batch nodes moments width"
     listened = (weights.mean(-1, keepdim=True) * places.reshape(*there.shape, -1).masked_fill(~there[..., None], 0.0)).sum(1)
     return self.head(self.after_fusion(fused).mean(1)) + self.pointed(listened)
 
+# %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #29d6e782
 AdhocLocalizer._first, AdhocLocalizer._second, AdhocLocalizer._weights, AdhocLocalizer._last = _first, _second, _weights, _last
 
 @torch.no_grad()
@@ -325,7 +332,7 @@ class AdhocSplitLocalizer(AdhocLocalizer):
         outputs = torch.stack([self._last(heard * mask, places, there) for mask in masks], 1)
         return outputs.reshape(*features.shape[:-3], *outputs.shape[1:])
 
-# %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #e70402e9
+# %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #4939ec4e
 class AdhocRecordings(Dataset):
     """Examples from Libri-adhoc40 with the keys of `SceneDataset` that `node_example` needs. Example k depends on the seed and k alone.
 
@@ -354,10 +361,12 @@ class AdhocRecordings(Dataset):
         keep = torch.randperm(len(audio[0]), generator=g)[:self.nodes]
         return {"audio": torch.stack(audio).sum(0)[keep], "mics": recording.mics[keep], "sources": torch.stack(sources), "size": torch.tensor([9.8, 10.3, HEIGHT])}
 
+# %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #70356fec
 def adr1(folder: str | Path | None = None, split: str = "train", **options) -> AdhocRecordings:  # options of `AdhocRecordings`
     "The set Ad-r1 (paper, section 3.1)."
     return AdhocRecordings(folder, split, 1, **options)
 
+# %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #e70402e9
 def adr2(folder: str | Path | None = None, split: str = "train", **options) -> AdhocRecordings:  # options of `AdhocRecordings`
     "The set Ad-r2: two recordings from two places, added."
     return AdhocRecordings(folder, split, 2, **options)
