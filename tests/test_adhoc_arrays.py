@@ -1,5 +1,5 @@
 """Localizers in label codes: what is refused, what must not move the answer, assignments against SciPy, recipes and recordings."""
-import copy, dataclasses, itertools, math
+import copy, itertools, math
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from scipy.optimize import linear_sum_assignment
 from ssl_nb.foundations import datasets
-from ssl_nb.foundations.datasets import ADHOC40_LOUDSPEAKERS, SceneBank, SceneDataset
+from ssl_nb.foundations.datasets import ADHOC40_LOUDSPEAKERS, SceneBank
 from ssl_nb.foundations.geometry import distances
 from ssl_nb.foundations.training import Cosine
 from ssl_nb.labels.adhoc_arrays import (BANDS, SIZES, AdhocLocalizer, AdhocRecordings, AdhocSplitLocalizer, GridLocalizer, ad1, ad2, adr1, adr2, answers, best_order, l1, label_loss, line_arrays,

@@ -158,6 +158,25 @@ def test_headings_and_imports_stand_alone(path):
         assert all(imports) or not any(imports), "".join(cell["source"])[:200]
 
 
+def unused_imports(source):
+    "Names that are imported and then neither used nor spoken of in any string (annotations of shapes are strings)."
+    tree = ast.parse(source)
+    names = {(a.asname or a.name).split(".")[0] for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom)) for a in node.names} - {"*"}
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    strings = " ".join(node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return {name for name in names - used if not re.search(rf"\b{name}\b", strings)}
+
+
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *sorted((ROOT / "ssl_nb").rglob("*.py")), *sorted((ROOT / "tests").glob("*.py"))], ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_import_is_used(path):
+    text = path.read_text(encoding="utf-8") if path.suffix == ".py" else "\n".join("".join(c["source"]) for c in code_cells(path))
+    assert unused_imports(text) == set()
+
+
+def test_unused_imports_are_seen():
+    assert unused_imports("import os, json\nfrom math import pi as p, tau\nfrom x import *\njson.loads, tau") == {"os", "p"}
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "nbs/09_experiments").glob("*.ipynb")), ids=lambda p: p.stem)
 def test_experiments_have_a_parameters_cell(path):
     from ssl_nb.workbench.experiments import read_parameters

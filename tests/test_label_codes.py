@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from scipy import special, stats
 from ssl_nb.labels.label_codes import (CODES, CellGrid, HeatMap, OneHot, RefinedGrid, UnbiasedLabel, adjacent_bias, adjacent_decoding, class_accuracy,
-                                       gaussian_label, interpolation_label, label_curves, marginals, outer, plot_labels, rectangle_floor, soft_cross_entropy)
+                                       gaussian_label, label_curves, marginals, plot_labels, rectangle_floor, soft_cross_entropy)
 from ssl_nb.settings import load_settings
 from ssl_nb.workbench.tables import read_papers
 

@@ -1,5 +1,5 @@
 """Specifications, scenes and stores: what is refused, what is the same, and what survives being killed."""
-import dataclasses, json, os, signal, subprocess, sys, time
+import dataclasses, os, signal, subprocess, sys, time
 
 import numpy as np
 import pytest

@@ -1,6 +1,5 @@
 """Training: what a run must survive, and numbers from outside: closed forms, PyTorch's own schedulers, hand-made steps, a second process."""
 import copy, functools, json, math, os, shutil, signal, subprocess, sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -8,7 +7,6 @@ import torch
 import train_once
 from run_notebook import ROOT
 from safetensors.torch import load_file, save_file
-from ssl_nb.foundations import training
 from ssl_nb.foundations.training import Cosine, Exponential, NonFiniteLoss, Plateau, fit, load_checkpoint, load_history
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from .geometry import SPEED_OF_SOUND, check_floating, check_pairs, check_speed, distances, pair_differences
+from .geometry import SPEED_OF_SOUND, check_floating, check_pairs, check_speed, pair_differences
 from .geometry import hyperbola, max_pair_tdoas, tdoas
 
 # %% ../../nbs/01_foundations/05_multilateration.ipynb #1f30443d

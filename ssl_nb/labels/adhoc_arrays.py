@@ -12,14 +12,13 @@ __all__ = ['HEIGHT', 'MIC_HEIGHT', 'TALKER_HEIGHT', 'SIZES', 'N_FFT', 'HOP', 'BA
 
 # %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #30ee08ee
 import dataclasses, itertools, math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, default_collate
-from ..foundations.datasets import ADHOC40_LOUDSPEAKERS, LibriAdhoc40, SceneSpec, scene_generator
-from ..foundations.geometry import distances
+from torch.utils.data import DataLoader, Dataset
+from ..foundations.datasets import LibriAdhoc40, SceneSpec, scene_generator
 from ..foundations.metrics import position_errors
 from ..foundations.training import Cosine, History, Plateau, fit
 from .label_codes import HeatMap
