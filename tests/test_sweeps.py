@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from ssl_nb.workbench.command_line import app
 from ssl_nb.workbench.experiments import _drop_dead_partials, _rename
 from ssl_nb.workbench.sweeps import _ends, _how_it_ended, _run_point, differences, point_label, read_sweep, run_sweep, unfinished
-from ssl_nb.workbench.tables import FORMATS, beside_papers, committed_results, for_reading, format_table, results_table, summarize
+from ssl_nb.workbench.tables import FORMATS, beside_papers, committed_results, for_reading, format_table, paper_tables, results_table, summarize
 
 COMMAND = Path(sys.executable).parent / "ssl-nb"
 PARAMETERS = 'mode: str = "fine"  # what to do\nsize: float = 1.0  # to record\nseed: int = 0  # of nothing\nnames: list[str] = ["a"]  # words'
@@ -324,6 +324,22 @@ def test_results_command(tmp_path):
     lost = call(*words, "--out", tmp_path / "none/x.csv")
     assert lost.returncode == 2 and "none" in lost.stderr and "Traceback" not in lost.stderr
     with pytest.raises(ValueError, match="did you mean 'quickstart'"): committed_results("quikstart")
+
+
+def test_the_papers_tables_cell_by_cell(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSL_NB_DATA", str(tmp_path))
+    for folder in ("results", "papers"): (tmp_path / folder).mkdir()
+    head, run = "run,profile,seed,changed,code,cells,mae,other\n", "2026-{0},smoke,{0},-,{1},{2},{3},5\n".format
+    (tmp_path / "results/quickstart.csv").write_text(head + run(1, "uld", 2, 1.0) + run(2, "uld", 2, 3.0) + run(1, "uld", 16, "") + run(1, "one_hot", 2, 0.5))
+    (tmp_path / "papers/quickstart.csv").write_text("code,cells,metric,paper,source\none_hot,2,mae,0.25,B\nuld,16,mae,0.5,A\nuld,2,mae,2.5,A\nuld,4,mae,1.5,A\n")
+    tables = paper_tables("quickstart", committed=True)
+    assert list(tables) == ["B", "A"] and list(tables["A"]) == ["code", "cells", "n", "mae", "mae, paper"]  # `other` is in no paper
+    assert tables["A"].values.tolist() == [["uld", "16", "0", "/", "0.5"], ["uld", "2", "2", "2 (1 to 3)", "2.5"], ["uld", "4", "0", "-", "1.5"]]
+    assert tables["B"].values.tolist() == [["one_hot", "2", "1", "0.5", "0.25"]]
+    shown = quick("results", "quickstart", "--committed").stdout
+    assert "A: theirs, and ours" in shown and "2 (1 to 3)" in shown and "A: theirs" not in quick("results", "quickstart", "--committed", "--rows").stdout
+    (tmp_path / "papers/quickstart.csv").unlink()
+    assert paper_tables("quickstart", committed=True) == {}
 
 
 def test_a_column_that_a_summary_needs_for_itself_is_refused():

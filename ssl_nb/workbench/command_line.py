@@ -76,16 +76,18 @@ def results_command(name: Annotated[str, typer.Argument(help="Experiment, see `s
                     committed: Annotated[bool, typer.Option("--committed", help="The measured rows that come with the repository, instead of this machine's runs.")] = False,
                     format: Annotated[Optional[str], typer.Option(help="text, csv, latex or html; by the ending of --out if not given.")] = None,
                     out: Annotated[Optional[Path], typer.Option(help="Write the table to this file.")] = None) -> None:
-    "Tabulate the finished runs of an experiment."
-    from ssl_nb.workbench.tables import FORMATS, format_table, results_table
+    "Tabulate the finished runs of an experiment, and put the papers' tables beside them."
+    from ssl_nb.workbench.tables import FORMATS, format_table, paper_tables, results_table
     kind = format or {ending: k for k, ending in FORMATS.items()}.get(out.suffix if out else "", "text")
     try:
         table = results_table(name, rows, [c.strip() for c in by.split(",")] if by is not None else [], committed)
         text = format_table(table, kind, name)
+        papers = paper_tables(name, committed) if kind == "text" and not (rows or by or out) else {}
     except ValueError as e: raise refuse(e)
     if table.empty: return typer.echo(f"no finished run of {name} yet: try  ssl-nb run {name} --profile smoke", err=kind != "text")
     if out: out.write_text(text, encoding="utf-8")
     else: typer.echo(text, nl=not text.endswith("\n"))
+    for source, beside in papers.items(): typer.echo(f"\n{source}: theirs, and ours as mean (smallest to largest) of n runs; / without a number, - not run\n{format_table(beside, 'text')}")
 
 # %% ../../nbs/08_workbench/03_command_line.ipynb #13c928ed
 def _point_line(number: int, total: int, label: str, end) -> str:

@@ -6,7 +6,7 @@ Docs: https://ssl-nb.github.io/ssl_nb/08_workbench/tables.html.md"""
 
 # %% auto #0
 __all__ = ['ABOUT_RUN', 'TAKEN', 'LATEX', 'PAGE', 'FORMATS', 'committed_results', 'summarize', 'read_papers', 'beside_papers',
-           'for_reading', 'format_table', 'results_table']
+           'for_reading', 'format_table', 'results_table', 'paper_tables']
 
 # %% ../../nbs/08_workbench/02b_tables.ipynb #3d6c0963
 import html, re, warnings
@@ -94,7 +94,7 @@ def _number(value: object) -> str:
     return "-" if value is None or value is pd.NA else str(value)
 
 def _cell(row: dict) -> str:
-    if not row["n"]: return "-"
+    if not row["n"]: return "/" if row.get("tried") else "-"
     mean, low, high = (_number(float(row[k])) for k in ("mean", "min", "max"))
     return mean if low == high else f"{mean} ({low} to {high})"
 
@@ -165,3 +165,19 @@ def results_table(name: str,  # of an experiment
         table = results(name, rows or bool(by), parameters=rows or bool(by))
         if by and table.empty: table = results(name, parameters=True)  # an experiment that records metrics only
     return beside_papers(summarize(table, by), load_settings().data / "papers" / f"{name}.csv") if by and not table.empty else table
+
+# %% ../../nbs/08_workbench/02b_tables.ipynb #2b132361
+def paper_tables(name: str,  # of an experiment
+                 committed: bool = False,  # the rows that come with the repository, instead of this machine's runs
+                 ) -> dict[str, pd.DataFrame]:  # source -> texts, one row a cell: the papers' numbers beside means and spreads of ours
+    "The papers' tables with our cells beside theirs: `-` where nothing was run, `/` where no run has the number. Empty without papers or runs. Raises `ValueError` as `results_table`."
+    file = load_settings().data / "papers" / f"{name}.csv"
+    papers, table = read_papers(file), committed_results(name) if committed else results(name, rows=True, parameters=True)
+    if papers is None or table.empty: return {}
+    keys = [c for c in papers if c not in ("metric", "paper", "source")]
+    summary = beside_papers(summarize(table, keys), file)
+    tried = set(table[keys].astype({k: summary[k].dtype for k in keys}).itertuples(index=False, name=None))
+    summary["tried"] = [cell in tried for cell in summary[keys].itertuples(index=False, name=None)]
+    parts = {source: theirs[keys].astype({k: summary[k].dtype for k in keys}).merge(summary[summary.metric.isin(theirs.metric)], on=keys)
+             for source, theirs in papers.groupby("source", sort=False)}
+    return {source: for_reading(part).drop(columns="source") for source, part in parts.items()}
