@@ -1,11 +1,13 @@
 """The command `ssl-nb` as a user calls it: good and bad calls, whole runs, interrupted runs."""
-import json, os, signal, subprocess, sys, time
+import json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 
 import nbformat
 import pytest
 from run_notebook import ROOT
-from ssl_nb.workbench.experiments import experiments
+from ssl_nb.workbench.command_line import app
+from ssl_nb.workbench.experiments import experiments, find_experiment, resolve_parameters
+from typer.testing import CliRunner
 
 COMMAND = Path(sys.executable).parent / "ssl-nb"
 
@@ -60,19 +62,26 @@ def test_own_speech_folder(tmp_path):
     (["results", "quikstart"], "did you mean 'quickstart'"),
     (["runn"], "runn"),
 ])
-def test_refused_before_anything_runs(words, told, tmp_path):
-    done = call(*words, runs=tmp_path)
-    assert done.returncode == 2 and told in done.stderr + done.stdout and "Traceback" not in done.stderr
+def test_refused_before_anything_runs(words, told, tmp_path, monkeypatch):
+    monkeypatch.setenv("SSL_NB_RUNS", str(tmp_path))
+    done = CliRunner().invoke(app, words)  # in this process: none of them may come as far as a kernel
+    assert done.exit_code == 2 and told in done.output and "Traceback" not in done.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refusal_is_one_line_and_exit_code_2(tmp_path):
+    done = call("run", "quickstart", "-p", "snr_bd=3", runs=tmp_path)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and "did you mean 'snr_db'" in done.stderr and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("word, told", [("t60=0,0", "different"), ("t60=8", "at most 2"), ("weighting=foo", "weighting='foo'"), ("method=foo", "method='foo'"),
                                         ("window=0", "window=0"), ("room_size=3,3", "room_size"), ("speech=", "split=''"), ("snr_db=-500", "snr_db=-500")])
-def test_bad_values_stop_a_run_before_it_simulates(word, told, tmp_path):
-    done = call("run", "quickstart", "-p", word, runs=tmp_path)  # at the laptop profile: simulating would take minutes
-    assert done.returncode == 1 and told in done.stderr and "Traceback" not in done.stderr
-    folder, = (tmp_path / "quickstart").iterdir()
-    assert folder.name.endswith(".failed") and str(folder) in done.stderr
+def test_bad_values_are_refused_before_anything_is_simulated(word, told):
+    notebook, (name, value) = find_experiment("quickstart"), word.split("=")
+    cells = nbformat.read(notebook, as_version=4).cells
+    before = cells[:next(k for k, c in enumerate(cells) if c.source == "## Simulate")]
+    code = [c.source for c in before if c.cell_type == "code" and "parameters" not in c.metadata.get("tags", [])]
+    with pytest.raises(ValueError, match=re.escape(told)): exec("\n".join(code), resolve_parameters(notebook, {name: value}))
 
 
 def test_a_dead_kernel_is_one_line_and_its_run_is_kept(tmp_path):
