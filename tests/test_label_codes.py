@@ -1,5 +1,5 @@
 """Label codes: exact round trips anywhere in the room, symmetric decoding, losses against other libraries, bad input that is named."""
-import csv, math
+import csv, itertools, math, subprocess, sys
 from collections import Counter
 
 import numpy as np
@@ -368,9 +368,13 @@ BAD = {
     "small circle, window of 2": (lambda: UnbiasedLabel(CellGrid((2,), circular=(0,)), 2), "too small"),
     "wide window": (lambda: adjacent_decoding(torch.ones(4), 5, wraps=True), "a circle of 4"),
     "sigma": (lambda: HeatMap(GRID, 0.0), "sigma=0.0: must be positive"),
-    "sigma of a posterior": (lambda: gaussian_label(torch.zeros(1), torch.zeros(1), 3), "sigma: 0 cells, must be positive"),
+    "sigma of a posterior": (lambda: gaussian_label(torch.zeros(1), torch.zeros(1), 3), "sigma: 0 to 0 cells, must be positive"),
     "marginals": (lambda: marginals(torch.ones(12), (3, 3)), r"joint: 12 classes, must be 9"),
     "width": (lambda: rectangle_floor(torch.tensor(-1.0), torch.tensor(1.0)), "width: -1 m, must be positive"),
+    "sigma that vanishes": (lambda: HeatMap(GRID, 0.005), r"sigma=0.005: must be at least 0.0093 with \(6, 6\) cells"),
+    "posterior without end": (lambda: gaussian_label(torch.zeros(1), torch.tensor([math.inf]), 3), "sigma: inf to inf cells, must be positive and finite"),
+    "posterior nowhere": (lambda: gaussian_label(torch.tensor([math.nan]), torch.ones(1), 3), "mean: 1 numbers are not finite"),
+    "no estimates": (lambda: class_accuracy(ULD, torch.ones(0, 2), torch.ones(0, 2), ROOM), "estimates: there are none"),
     "estimate outside": (lambda: class_accuracy(ULD, torch.full((1, 2), 7.0), torch.ones(1, 2), ROOM), "positions: 1.16667 of the extent"),
 }
 
@@ -378,3 +382,29 @@ BAD = {
 @pytest.mark.parametrize("call, told", BAD.values(), ids=BAD)
 def test_bad_input(call, told):
     with pytest.raises(ValueError, match=told): call()
+
+
+UNCHECKED = """
+import torch
+from ssl_nb.labels.label_codes import *
+codes, zeros = [kind(CellGrid((6, 6))) for kind in CODES.values()], torch.zeros
+for code in codes:
+    for outputs, target, told in ((zeros(4, 1), zeros(4, code.n_outputs), "outputs: shape (4, 1)"), (zeros(4, code.n_outputs), zeros(4, 1), "target: shape (4, 1)")):
+        try: code.loss(outputs, target)
+        except ValueError as e: assert str(e) == f"{told}, the last dimension must be {code.n_outputs}", e
+        else: raise AssertionError(type(code).__name__)
+try: UnbiasedLabel(CellGrid((6, 6)), 3.0)
+except ValueError as e: assert "window=3.0" in str(e)
+else: raise AssertionError("window")
+"""
+
+def test_what_would_be_broadcast_is_refused_without_type_checks_too():
+    subprocess.run([sys.executable, "-c", UNCHECKED], check=True)
+
+
+@pytest.mark.parametrize("cells, least", [((6, 6), 0.00932), ((1, 1), 0.0560), ((2, 16, 5), 0.02143)])
+def test_the_narrowest_heat_map_still_says_something(cells, least):
+    code = HeatMap(CellGrid(cells), least * 1.001)  # least: half a cell's diagonal / sqrt(160), worked out by hand
+    with pytest.raises(ValueError, match="sigma"): HeatMap(CellGrid(cells), least * 0.99)
+    corners = torch.tensor(list(itertools.product((0.0, 0.5, 1.0), repeat=len(cells))))
+    assert (code.encode(corners, torch.ones(len(cells))).amax(-1) > 0).all()

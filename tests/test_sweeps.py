@@ -338,6 +338,9 @@ def test_the_papers_tables_cell_by_cell(tmp_path, monkeypatch):
     assert tables["B"].values.tolist() == [["one_hot", "2", "1", "0.5", "0.25"]]
     shown = quick("results", "quickstart", "--committed").stdout
     assert "A: theirs, and ours" in shown and "2 (1 to 3)" in shown and "A: theirs" not in quick("results", "quickstart", "--committed", "--rows").stdout
+    monkeypatch.setenv("SSL_NB_RUNS", str(tmp_path / "none"))
+    assert (first := quick("results", "quickstart").stdout).startswith("no finished run of quickstart yet") and first.endswith(shown)  # then what is committed
+    assert quick("results", "quickstart", "--format", "csv").stdout == "" and quick("results", "quickstart", "--by", "code,cells").stdout.count("one_hot") == 1
     (tmp_path / "papers/quickstart.csv").unlink()
     assert paper_tables("quickstart", committed=True) == {}
 

@@ -129,16 +129,18 @@ def test_early_stopping_survives_a_stop(tmp_path, mode, sign, stop):
     assert float(follow(values, tmp_path, mode=mode, patience=3, keep="last")[0].weight.detach()) == -6
 
 
-def test_plateau_cuts_like_pytorchs(tmp_path):
+@pytest.mark.parametrize("floor", [0.0, 0.4])
+def test_plateau_cuts_like_pytorchs(tmp_path, floor):
     values = [5.0, 4, 4, 4, 4, 3, 4, 4, 4, 4, 4, 4]
     model = Scripted()
-    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(torch.optim.SGD(model.parameters(), lr=1.0), factor=0.5, patience=1, threshold=0)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(torch.optim.SGD(model.parameters(), lr=1.0), factor=0.5, patience=1, threshold=0, min_lr=floor)
     expected = []
     for value in values:
         expected.append(theirs.optimizer.param_groups[0]["lr"])
         theirs.step(value)
-    with pytest.raises(KeyboardInterrupt): follow(values, tmp_path, 4, schedule=Plateau(cut=0.5, patience=1))
-    assert list(follow(values, tmp_path, schedule=Plateau(cut=0.5, patience=1))[1]["lr"]) == expected and expected[-1] < 0.2
+    schedule = Plateau(cut=0.5, patience=1, floor=floor)
+    with pytest.raises(KeyboardInterrupt): follow(values, tmp_path, 4, schedule=schedule)
+    assert list(follow(values, tmp_path, schedule=schedule)[1]["lr"]) == expected and (expected[-1] == 0.4 if floor else expected[-1] < 0.2)
 
 
 # --- another run is refused ----------------------------------------------------------------------------------------
@@ -453,7 +455,7 @@ class Stream(IterableDataset):
 def test_bad_arguments_are_refused_in_words(options, words):
     given = {"model": linear(), "train": DataLoader(rows(), 8), "valid": None, "loss": squared, "epochs": 1} | options
     with pytest.raises(ValueError, match=words): fit(**given)
-    for schedule in (lambda: Cosine(warmup=-1.0), lambda: Cosine(floor=2.0), lambda: Exponential(0.0), lambda: Plateau(cut=1.0)):
+    for schedule in (lambda: Cosine(warmup=-1.0), lambda: Cosine(floor=2.0), lambda: Exponential(0.0), lambda: Plateau(cut=1.0), lambda: Plateau(floor=1.5)):
         with pytest.raises(ValueError, match="must"): schedule()
 
 

@@ -183,9 +183,11 @@ class Plateau:
     "Cut the learning rate where nothing improves."
     cut: float = 0.1  # factor of the learning rate
     patience: int = 10  # epochs without a better value that are put up with
+    floor: float = 0.0  # no cut goes below this part of the first learning rate
 
     def __post_init__(self):
         if not (0 < self.cut < 1 and self.patience >= 0): raise ValueError(f"{self}: cut must be between 0 and 1, patience not negative")
+        if not 0 <= self.floor <= 1: raise ValueError(f"{self}: floor must be from 0 to 1")
 
 SCHEDULES = {"cosine": Cosine, "exponential": Exponential, "plateau": Plateau}
 
@@ -563,7 +565,7 @@ def _judge(run: _Run, row: dict) -> None:
         m.best, m.best_epoch, m.waited = value, m.epoch, 0
         run.best_weights = {k: v.detach().clone() for k, v in run.step.state_dict().items()}
     else: m.waited += 1
-    if isinstance(run.schedule, Plateau) and m.waited > run.schedule.patience: m.factor, m.waited = m.factor * run.schedule.cut, 0
+    if isinstance(run.schedule, Plateau) and m.waited > run.schedule.patience: m.factor, m.waited = max(m.factor * run.schedule.cut, run.schedule.floor), 0
     if patience is not None and m.epoch - m.best_epoch >= patience: m.stopped = f"no better {best} in {patience} epochs"
 
 # %% ../../nbs/01_foundations/09_training.ipynb #3449e448

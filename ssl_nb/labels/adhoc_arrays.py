@@ -45,12 +45,12 @@ def l1(split: str = "train",  # train, valid or test, or a folder of speech
     return dataclasses.replace(spec, **changes)
 
 # %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #ba0d6731
-def ad1(split: str = "train",  # train, valid or test, or a folder of speech
+def ad1(split: str = "train",  # train, valid or test, or a folder of speech: that counts as training, unless `snr_db` is given too
         **changes) -> SceneSpec:  # other fields of the specification
     "The set Ad-1 (paper, section 3.1): 30 scattered microphones in rooms of all sizes. White noise instead of recorded noise, and places anywhere, are ours."
     spec = SceneSpec(speech=str(split), seconds=2.0, size=((4.0, 10.0), (4.0, 10.0), (HEIGHT, HEIGHT)), t60=(0.2, 1.2), array="adhoc", n_mics=30,
                      mic_height=(MIC_HEIGHT, MIC_HEIGHT), source_height=(TALKER_HEIGHT, TALKER_HEIGHT), margin=0.0, min_distance=0.1,
-                     noise="sensor", snr_db=(0.0, 50.0) if split == "train" else (10.0, 20.0))
+                     noise="sensor", snr_db=(10.0, 20.0) if split in ("valid", "test") else (0.0, 50.0))
     return dataclasses.replace(spec, **changes)
 
 # %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #2dce8873
@@ -155,8 +155,10 @@ def _truth(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]: return batch["sou
 # %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #22eeb3d3
 def train_localizer(net: nn.Module, code, train: Dataset | list, valid: Dataset | list, nodes: int | None = None,  # as in `answers`, in training
                     epochs: int = 50, batch: int = 32, lr: float = 1e-3,  # 1e-4 to fine-tune
-                    schedule: Plateau | Cosine = Plateau(0.1, 3), seed: int = 0, **options) -> History:  # of `fit`
-    "Train with the rules of the paper (section 3.3): AdamW, a tenth of the learning rate after 3 epochs without progress, stop after 10; the epoch with the smallest validation error counts."
+                    schedule: Plateau | Cosine = Plateau(0.1, 3, floor=0.1), seed: int = 0, **options) -> History:  # of `fit`
+    """Train as in section 3.3 of the paper: AdamW, once a tenth of the learning rate after 3 epochs without progress, stop after 10; the epoch with the smallest validation error counts.
+
+    Ours: the validation error decides about all three. In the paper the validation loss decides about the first two."""
     def loss(model, data, epoch):
         data = turned(data) if model.training and "features" in data else data
         return label_loss(code, answers(model, code, data, nodes if model.training else None), *_truth(data)).mean()
@@ -167,13 +169,18 @@ def train_localizer(net: nn.Module, code, train: Dataset | list, valid: Dataset 
 # %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #026d8309
 @torch.no_grad()
 def locate_all(net: nn.Module, code, data: Dataset | list, batch: int = 250) -> dict[str, Tensor]:
-    "A trained net over a data set: `outputs` (n, talkers, outputs), `estimates` and `positions` (n, talkers, 2), `extent` (n, 1, 2), `errors` (n, talkers), m."
-    device, parts = next(net.parameters()).device, []
+    """A trained net over a data set: `outputs` (n, talkers, outputs), `estimates` and `positions` (n, talkers, 2), `extent` (n, 1, 2), `errors` (n, talkers), m.
+
+    Raises `ValueError` for no data."""
+    if not len(data): raise ValueError("data: there are no recordings")
+    device, parts, was = next(net.parameters()).device, [], net.training
+    net.eval()  # else the normalization would mix the recordings of a batch
     for some in DataLoader(data, batch):
         some = {k: v.to(device) for k, v in some.items()}
         outputs, (positions, extent) = answers(net, code, some), _truth(some)
         estimates = located(code, outputs, positions, extent)
         parts.append({"outputs": outputs, "estimates": estimates, "positions": positions, "extent": extent.unsqueeze(-2), "errors": position_errors(estimates, positions)})
+    net.train(was)
     return {k: torch.cat([p[k] for p in parts]).cpu() for k in parts[0]}
 
 # %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #9ccb8bf1
@@ -243,11 +250,14 @@ def _check_nodes(net, features, places, present) -> Tensor:
 
 # %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #84464f87
 def smooth_rows(code, columns: int, scale: float = 8.0, seed: int = 0) -> Float[Tensor, "outputs columns"]:
-    "Random cosines over the places of a code's classes, equation (5); the outputs of one cell are alike."
+    "Random cosines over the places of a code's classes, equation (5); the outputs of one cell are alike. An axis that wraps lies on a circle of length 1."
     g = torch.Generator().manual_seed(seed)
-    centres = torch.cartesian_prod(*[(torch.arange(n) + code._first) / i for n, i in zip(code.shape, code.grid.cells)])
+    places = [(torch.arange(n) + code._first) / i for n, i in zip(code.shape, code.grid.cells)]
+    grid = [p.flatten() for p in torch.meshgrid(*places, indexing="ij")]
+    around = lambda p: [torch.cos(2 * math.pi * p) / (2 * math.pi), torch.sin(2 * math.pi * p) / (2 * math.pi)]
+    centres = torch.stack([c for axis, p in enumerate(grid) for c in (around(p) if axis in code.grid.circular else [p])], -1)
     centres = centres.repeat_interleave(code.n_outputs // len(centres), 0)
-    return torch.cos(centres @ (scale * torch.randn(code.grid.axes, columns, generator=g)) + 2 * math.pi * torch.rand(columns, generator=g))
+    return torch.cos(centres @ (scale * torch.randn(centres.shape[-1], columns, generator=g)) + 2 * math.pi * torch.rand(columns, generator=g))
 
 # %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #650cd0ab
 class AdhocLocalizer(nn.Module):
@@ -311,7 +321,8 @@ AdhocLocalizer._first, AdhocLocalizer._second, AdhocLocalizer._weights, AdhocLoc
 
 @torch.no_grad()
 def node_weights(net: AdhocLocalizer, features: Float[Tensor, "batch nodes moments bands"], places: Float[Tensor, "batch nodes outputs"]) -> Float[Tensor, "batch nodes"]:
-    "The weights of equation (6), mean over time."
+    "The weights of equation (6), mean over time. Raises `ValueError` for a net that splits talkers: each of them has weights of its own."
+    if not hasattr(net, "along_time"): raise ValueError(f"net: {type(net).__name__} has weights for each talker; needs an AdhocLocalizer")
     heard, there = net._first(features, places, None)
     return net._weights(net._second(heard), there).mean(-1)
 

@@ -80,9 +80,14 @@ def _positions(self: CellGrid, units: Float[Tensor, "*#batch axes"], extent: Flo
 CellGrid.positions = _positions
 
 # %% ../../nbs/03_labels/01_label_codes.ipynb #926e461b
+def _check_last(n_outputs: int, **tensors: Tensor) -> None:
+    "Raise `ValueError` for another number of outputs: a tensor of one would be broadcast in silence."
+    for name, value in tensors.items():
+        if value.ndim == 0 or value.shape[-1] != n_outputs: raise ValueError(f"{name}: shape {tuple(value.shape)}, the last dimension must be {n_outputs}")
+
 def _check_label(label: Tensor, n_outputs: int) -> None:
     "Raise `ValueError` for another number of outputs or for what is not finite."
-    if label.ndim == 0 or label.shape[-1] != n_outputs: raise ValueError(f"outputs: shape {tuple(label.shape)}, the last dimension must be {n_outputs}")
+    _check_last(n_outputs, outputs=label)
     if not torch.isfinite(label).all(): raise ValueError(f"outputs: {int((~torch.isfinite(label)).sum())} numbers are not finite after the activation")
 
 # %% ../../nbs/03_labels/01_label_codes.ipynb #f484bfaf
@@ -144,7 +149,8 @@ class OneHot(_Code):
         return F.one_hot(_flat(self.classes(positions, extent), self.shape), self.n_outputs).to(positions.dtype)
 
     def loss(self, outputs: Float[Tensor, "*#batch outputs"], target: Float[Tensor, "*#batch outputs"]) -> Float[Tensor, "*out"]:
-        "Cross-entropy, equation (2), one an example."
+        "Cross-entropy, equation (2), one an example. Raises `ValueError` for another number of outputs."
+        _check_last(self.n_outputs, outputs=outputs, target=target)
         return soft_cross_entropy(outputs, target)
 
     def activate(self, outputs: Float[Tensor, "*batch outputs"]) -> Float[Tensor, "*batch outputs"]:
@@ -164,11 +170,13 @@ def rectangle_floor(width: Float[Tensor, "*#batch"],  # a, m
 # %% ../../nbs/03_labels/01_label_codes.ipynb #a0bca83d
 @dataclass(frozen=True)
 class HeatMap(_Code):
-    "A Gaussian bump over the cells, equation (5). Raises `ValueError` for a width that is not positive."
+    "A Gaussian bump over the cells, equation (5). Raises `ValueError` for a width that is not positive, or so small that a bump may vanish between the centres."
     sigma: float = 0.1  # width, as a share of the extent (our reading of the paper's 0.1)
 
     def __post_init__(self):
         if not (math.isfinite(self.sigma) and self.sigma > 0): raise ValueError(f"sigma={self.sigma}: must be positive and finite")
+        least = math.hypot(*(0.5 / n for n in self.shape)) / math.sqrt(2 * 80)  # a corner is so far from the centres; exp(-80) is still a number in float32
+        if self.sigma < least: raise ValueError(f"sigma={self.sigma}: must be at least {least:.2g} with {self.shape} cells")
 
     def encode(self, positions: Float[Tensor, "*#batch axes"], extent: Float[Tensor, "*#batch axes"]) -> Float[Tensor, "*out outputs"]:
         "The bump at the centres of the cells. Raises `ValueError` outside the room."
@@ -182,7 +190,8 @@ class HeatMap(_Code):
         return outer(bumps)
 
     def loss(self, outputs: Float[Tensor, "*#batch outputs"], target: Float[Tensor, "*#batch outputs"]) -> Float[Tensor, "*out"]:
-        "Mean squared error, equation (5), one an example."
+        "Mean squared error, equation (5), one an example. Raises `ValueError` for another number of outputs."
+        _check_last(self.n_outputs, outputs=outputs, target=target)
         return (outputs - target).square().mean(-1)
 
     def activate(self, outputs: Float[Tensor, "*batch outputs"]) -> Float[Tensor, "*batch outputs"]:
@@ -217,7 +226,8 @@ class RefinedGrid(_Code):
         return torch.cat([present, present * (units - cell).unsqueeze(-2)], -1).flatten(-2)
 
     def loss(self, outputs: Float[Tensor, "*#batch outputs"], target: Float[Tensor, "*#batch outputs"]) -> Float[Tensor, "*out"]:
-        "Equation (7), one an example."
+        "Equation (7), one an example. Raises `ValueError` for another number of outputs."
+        _check_last(self.n_outputs, outputs=outputs, target=target)
         (logit, offset), (present, true) = self._split(outputs), self._split(target)
         return (F.softplus(logit) - present * logit).sum((-1, -2)) + (present * (offset.sigmoid() - true).square()).sum((-1, -2))
 
@@ -282,7 +292,7 @@ def adjacent_decoding(mass: Float[Tensor, "*batch classes"],  # a marginal; need
                       window: int = 3,  # classes that count: 2, or odd
                       wraps: bool = False,  # whether the last class is next to the first
                       ) -> Float[Tensor, "*batch"]:  # in cells from class 0
-    "Weighted adjacent decoding, equation (10), symmetric under ties. Raises `ValueError` for negative or missing mass or a bad window."
+    "Weighted adjacent decoding, equation (10); two equal peaks side by side count alike. Raises `ValueError` for negative or missing mass or a bad window."
     _check_window(window, mass.shape[-1] if wraps else None)
     if not (torch.isfinite(mass).all() and (mass >= 0).all() and (mass.sum(-1) > 0).all()): raise ValueError("mass: must be finite, not negative, and positive somewhere in every row")
     peak = mass.argmax(-1)
@@ -296,7 +306,7 @@ def adjacent_decoding(mass: Float[Tensor, "*batch classes"],  # a marginal; need
 # %% ../../nbs/03_labels/01_label_codes.ipynb #7e938506
 def _check_window(window: int, around: int | None = None) -> None:
     "Raise `ValueError` for a window that is not 2 or odd, or that covers a circle of `around` classes more than once."
-    if window != 2 and (window < 3 or window % 2 == 0): raise ValueError(f"window={window}: must be 2 or an odd number from 3")
+    if not isinstance(window, int) or (window != 2 and (window < 3 or window % 2 == 0)): raise ValueError(f"window={window}: must be 2 or an odd number from 3")
     if around is not None and max(window, 3) > around: raise ValueError(f"window={window}: a circle of {around} classes is too small for it")
 
 # %% ../../nbs/03_labels/01_label_codes.ipynb #1c729c0f
@@ -337,8 +347,9 @@ def gaussian_label(mean: Float[Tensor, "*#batch"],  # mu, in cells from class 0
                    sigma: Float[Tensor, "*#batch"],  # in cells
                    classes: int,
                    ) -> Float[Tensor, "*out classes"]:
-    "The mean label (13) of a Gaussian posterior on an axis without walls, equation (16). Raises `ValueError` for sigma not positive."
-    if not (sigma > 0).all(): raise ValueError(f"sigma: {sigma.min().item():.4g} cells, must be positive")
+    "The mean label (13) of a Gaussian posterior on an axis without walls, equation (16). Raises `ValueError` for what is not finite, or sigma not positive."
+    if not torch.isfinite(mean).all(): raise ValueError(f"mean: {int((~torch.isfinite(mean)).sum())} numbers are not finite")
+    if not (torch.isfinite(sigma) & (sigma > 0)).all(): raise ValueError(f"sigma: {sigma.min().item():.4g} to {sigma.max().item():.4g} cells, must be positive and finite")
     u = mean.unsqueeze(-1) - torch.arange(-1, classes + 1, device=mean.device, dtype=mean.dtype)
     z = u / sigma.unsqueeze(-1)
     ramp = u * torch.special.ndtr(z) + sigma.unsqueeze(-1) * torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
@@ -358,7 +369,8 @@ def class_accuracy(code: _Code,
                    positions: Float[Tensor, "*#batch n axes"],  # true positions, m
                    extent: Float[Tensor, "*#rooms axes"],  # sides, m
                    ) -> Float[Tensor, "*out"]:  # share, 0 to 1
-    "Share of estimates in the class of the truth along all axes, equation (18), the paper's ACC. Raises `ValueError` outside the room."
+    "Share of estimates in the class of the truth along all axes, equation (18), the paper's ACC. Raises `ValueError` outside the room and for no estimate at all."
+    if estimates.shape[-2] == 0: raise ValueError("estimates: there are none")
     same = code.classes(estimates, extent) == code.classes(positions, extent)
     return same.all(-1).to(positions.dtype).mean(-1)
 

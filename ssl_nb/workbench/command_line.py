@@ -84,7 +84,11 @@ def results_command(name: Annotated[str, typer.Argument(help="Experiment, see `s
         text = format_table(table, kind, name)
         papers = paper_tables(name, committed) if kind == "text" and not (rows or by or out) else {}
     except ValueError as e: raise refuse(e)
-    if table.empty: return typer.echo(f"no finished run of {name} yet: try  ssl-nb run {name} --profile smoke", err=kind != "text")
+    if table.empty:
+        typer.echo(f"no finished run of {name} yet: try  ssl-nb run {name} --profile smoke", err=kind != "text")
+        if committed or out or kind != "text" or not (load_settings().data / "results" / f"{name}.csv").exists(): return
+        typer.echo("What comes with the repository (--committed):\n")
+        return results_command(name, rows, by, True, kind)
     if out: out.write_text(text, encoding="utf-8")
     else: typer.echo(text, nl=not text.endswith("\n"))
     for source, beside in papers.items(): typer.echo(f"\n{source}: theirs, and ours as mean (smallest to largest) of n runs; / without a number, - not run\n{format_table(beside, 'text')}")

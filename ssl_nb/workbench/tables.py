@@ -107,7 +107,7 @@ def for_reading(summary: pd.DataFrame) -> pd.DataFrame:  # of texts: one row a g
         row["n"] = max(row["n"], found["n"])
         row[found["metric"]] = _cell(found)
         if found.get("paper", float("nan")) != found.get("paper", float("nan")): continue
-        for column, text in ((f"{found['metric']}, paper", _number(float(found["paper"]))), ("source", _number(found["source"]))):
+        for column, text in ((f"{found['metric']}, paper", f"{found['paper']:g}"), ("source", _number(found["source"]))):
             row[column] = text if row.get(column, text) == text else f"{row[column]}; {text}"
     table = pd.DataFrame(list(rows.values())).fillna("-").astype(str)
     metrics = [c for m in summary.metric.unique() for c in (m, f"{m}, paper") if c in table]
