@@ -150,6 +150,13 @@ def test_adhoc_any_batch_and_any_number_of_nodes(kind, batch):
         torch.testing.assert_close(y.reshape(alone.shape), alone, rtol=1e-4, atol=1e-5)
 
 
+def test_as_many_answers_as_talkers():
+    for count in (1, 3):
+        model = AdhocSplitLocalizer(ULD, width=8, heads=1, talkers=count).eval()
+        with torch.no_grad(): answers = model(noise(2, 6, 3, BANDS), places(2))
+        assert answers.shape == (2, count, 25) and len({round(float(a), 5) for a in answers[0, :, 0]}) == count
+
+
 @pytest.mark.parametrize("kind", NETS)
 @given(order=st.permutations(range(6)), gone=st.sets(st.integers(0, 5), max_size=5), shift=st.floats(-5, 5))
 @settings(deadline=None, max_examples=15)
