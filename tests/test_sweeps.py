@@ -56,6 +56,12 @@ def folders(house): return sorted(p.name for p in (house / "runs/toy").iterdir()
 
 # --- the file ------------------------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize("file", sorted((ROOT / "data/sweeps").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_books_own_sweeps_can_be_read(file):
+    plan = read_sweep(file)
+    assert plan.points and len({point_label(plan, values) for values in plan.points}) == len(plan.points)
+
+
 def test_points_are_product_then_list_at_every_seed(house):
     sweep = asked(house, "experiment: toy\nparameters: {names: [x, y]}\ngrid: {mode: [fine, fail], size: [1, 1e-3]}\npoints: [{mode: slow}]\nseeds: [3, 1]")
     found = [(p["mode"], p["size"], p["seed"]) for p in sweep.points]
