@@ -42,7 +42,7 @@ def examples(**options):
 def test_recipes_hold_the_papers_figures():
     for spec, talkers in ((ad1(), 1), (ad2(), 2)):
         assert spec.size == ((4, 10), (4, 10), (4.2, 4.2)) and spec.t60 == (0.2, 1.2) and spec.snr_db == (0, 50) and spec.n_mics == 30 and spec.seconds == 2 and spec.n_sources == talkers
-        assert spec.mic_height == (0.9, 0.9) and spec.source_height == (0.95, 0.95)
+        assert spec.mic_height == (0.9, 0.9) and spec.source_height == (0.95, 0.95) and spec.margin == 0 and spec.min_distance == 0.1
     for split in ("valid", "test"): assert ad1(split).snr_db == ad2(split).snr_db == (10, 20) and ad1(split).speech == split
     assert ad1("my/voices").snr_db == (0, 50) and ad1("my/voices", snr_db=(10, 20)).snr_db == (10, 20)  # a folder counts as training
     spec = l1("test")
@@ -347,6 +347,14 @@ def test_rooms_are_turned_in_training_only(monkeypatch):
     assert seen == [3, 3, 3, 3]  # two batches an epoch, none of the 5 others
 
 
+def test_fewer_examples_than_a_batch_are_one_batch_and_a_rest_is_left_out():
+    torch.manual_seed(0)
+    seen, model = [], AdhocLocalizer(ULD, width=8, heads=1)
+    model.register_forward_pre_hook(lambda net, inputs: seen.append((net.training, len(inputs[0]))))
+    for count in (3, 10): train_localizer(model, ULD, examples(n=count), examples(n=5, seed=1), epochs=1, batch=8)
+    assert [n for training, n in seen if training] == [3, 8] and {n for training, n in seen if not training} == {5}
+
+
 def test_learning_rate_falls_after_three_epochs_without_progress():
     "A net that cannot learn: 1e-3, a tenth after the fourth epoch without progress, stop after ten."
     class Deaf(torch.nn.Module):
@@ -396,6 +404,15 @@ def test_recordings_become_examples(adhoc):
     assert torch.equal(one[3]["audio"], adr1(adhoc, count=12, seconds=0.2)[3]["audio"]) and not torch.equal(one[3]["mics"], adr1(adhoc, count=12, seconds=0.2, seed=1)[3]["mics"])
     assert node_example(one[0])["features"].shape[::2] == (30, BANDS)
     ULD.encode(one[0]["mics"][:, :2], one[0]["size"][:2])  # all within the room
+
+
+def test_two_talkers_are_two_recordings_added(adhoc):
+    data = adr2(adhoc, count=1, seconds=0.25, nodes=40)  # as long as the recordings
+    scene, recordings = data[0], [data.set[k] for k in range(len(data.set))]
+    by_place = {tuple(r.positions[0, 0].tolist()): r.audio for r in recordings}
+    order = (scene["mics"][:, None] == recordings[0].mics).all(-1).float().argmax(1)
+    assert sorted(order.tolist()) == list(range(40))
+    torch.testing.assert_close(scene["audio"], sum(by_place[tuple(place.tolist())] for place in scene["sources"])[order])
 
 
 def test_nearest_microphones_of_a_recording_are_loudest(adhoc):
