@@ -31,7 +31,7 @@ lesson: $(STAMP) ## locate a talker: run the quickstart experiment on the embedd
 	@$(VENV)/bin/ssl-nb run quickstart --profile smoke
 
 test: $(STAMP) ## run every chapter, every experiment at smoke size, and all tests
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal
 
 lab: $(STAMP) ## open the chapters in JupyterLab
 	@$(PY) -m jupyterlab nbs

@@ -9,7 +9,7 @@ __all__ = ['app', 'data', 'refuse', 'list_command', 'run', 'results_command', 's
            'doctor', 'main']
 
 # %% ../../nbs/08_workbench/03_command_line.ipynb #f5f897b7
-import os, shutil, signal, sys
+import os, shutil, signal, sys, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
@@ -82,7 +82,9 @@ def results_command(name: Annotated[str, typer.Argument(help="Experiment, see `s
     try:
         table = results_table(name, rows, [c.strip() for c in by.split(",")] if by is not None else [], committed)
         text = format_table(table, kind, name)
-        papers = paper_tables(name, committed) if kind == "text" and not (rows or by or out) else {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # runs that cannot be read were told of just now
+            papers = paper_tables(name, committed) if kind == "text" and not (rows or by or out) else {}
     except ValueError as e: raise refuse(e)
     if table.empty:
         typer.echo(f"no finished run of {name} yet: try  ssl-nb run {name} --profile smoke", err=kind != "text")

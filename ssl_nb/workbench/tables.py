@@ -172,8 +172,10 @@ def paper_tables(name: str,  # of an experiment
                  ) -> dict[str, pd.DataFrame]:  # source -> texts, one row a cell: the papers' numbers beside means and spreads of ours
     "The papers' tables with our cells beside theirs: `-` where nothing was run, `/` where no run has the number. Empty without papers or runs. Raises `ValueError` as `results_table`."
     file = load_settings().data / "papers" / f"{name}.csv"
-    papers, table = read_papers(file), committed_results(name) if committed else results(name, rows=True, parameters=True)
-    if papers is None or table.empty: return {}
+    papers = read_papers(file)
+    if papers is None: return {}
+    table = committed_results(name) if committed else results(name, rows=True, parameters=True)
+    if table.empty: return {}
     keys = [c for c in papers if c not in ("metric", "paper", "source")]
     summary = beside_papers(summarize(table, keys), file)
     tried = set(table[keys].astype({k: summary[k].dtype for k in keys}).itertuples(index=False, name=None))
