@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..foundations.datasets import LibriAdhoc40, SceneSpec, scene_generator
 from ..foundations.metrics import position_errors
 from ..foundations.training import Cosine, History, Plateau, fit
-from .label_codes import HeatMap
+from .label_codes import HeatMap, RefinedGrid
 
 # %% ../../nbs/03_labels/02_adhoc_arrays.ipynb #552e8eb9
 HEIGHT, MIC_HEIGHT, TALKER_HEIGHT = 4.2, 0.9, 0.95  # m, of all five sets
@@ -278,6 +278,7 @@ class AdhocLocalizer(nn.Module):
             self.place.weight.copy_(smooth_rows(code, width).T)
             self.head[-1].weight.copy_(0.1 * smooth_rows(code, 2 * width))
             self.pointed.weight.copy_((1 if isinstance(code, HeatMap) else 10) * torch.eye(code.n_outputs))  # a heat map's outputs are the label itself
+            if isinstance(code, RefinedGrid): self.pointed.bias.fill_(-5.0)  # logistic functions: 0 to 10 would begin in their flat part
 
     def forward(self, features: Float[Tensor, "*batch nodes moments bands"], places: Float[Tensor, "*batch _ outputs"],  # one a node
                 present: Bool[Tensor, "*batch _"] | None = None) -> Float[Tensor, "*batch outputs"]:
