@@ -13,7 +13,7 @@ from ssl_nb.foundations.geometry import distances
 from ssl_nb.foundations.training import Cosine
 from ssl_nb.labels.adhoc_arrays import (BANDS, SIZES, AdhocLocalizer, AdhocRecordings, AdhocSplitLocalizer, GridLocalizer, ad1, ad2, adr1, adr2, answers, best_order, l1, label_loss, line_arrays,
                                         locate_all, located, node_example, node_features, node_weights, plot_outputs, short_spectra, smooth_rows, train_localizer, turned)
-from ssl_nb.labels.label_codes import CODES, CellGrid, OneHot, UnbiasedLabel
+from ssl_nb.labels.label_codes import CODES, CellGrid, OneHot, RefinedGrid, UnbiasedLabel
 
 CELLS = CellGrid((4, 4))
 ULD = UnbiasedLabel(CELLS)
@@ -148,6 +148,15 @@ def test_adhoc_any_batch_and_any_number_of_nodes(kind, batch):
         assert y.shape == (*batch, *((2,) if kind is AdhocSplitLocalizer else ()), 25) and y.isfinite().all()
         with torch.no_grad(): alone = torch.stack([model(a, b) for a, b in zip(x.reshape(-1, count, 3, BANDS), p.reshape(-1, count, 25))])
         torch.testing.assert_close(y.reshape(alone.shape), alone, rtol=1e-4, atol=1e-5)
+
+
+def test_the_direct_way_begins_with_the_place_of_the_node():
+    "One node, nothing from the other layers: the refined grid's offsets must not start in the flat part of the logistic function."
+    code, extent, place = RefinedGrid(CELLS), torch.tensor([4.0, 4.0]), torch.tensor([[2.1, 1.9]])  # cells of 1 m
+    model = AdhocLocalizer(code, width=8, heads=1).eval()
+    torch.nn.init.zeros_(model.head[-1].weight), torch.nn.init.zeros_(model.head[-1].bias)
+    with torch.no_grad(): found = code.decode(model(noise(1, 3, BANDS), code.encode(place, extent)), extent)
+    assert (found - place[0]).norm() < 0.2
 
 
 def test_as_many_answers_as_talkers():
