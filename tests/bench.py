@@ -1,4 +1,5 @@
-"""Speed ratios against the named peers, both sides in one process: five repeats, medians. `make bench` writes data/bench/<hardware>.json and the page of it."""
+"""Speed ratios against the named peers, both sides in one process: five repeats, medians. `make
+bench` writes data/bench/<hardware>.json and the page of it."""
 import json, re, shutil, statistics, tempfile, time
 from pathlib import Path
 
@@ -6,12 +7,13 @@ import numpy as np
 import pyroomacoustics as pra
 import scipy.fft
 import torch
-from ssl_nb.foundations.datasets import SceneSpec, SceneStore
-from ssl_nb.foundations.gcc_phat import gcc_phat
-from ssl_nb.foundations.geometry import mic_pairs, robot_head_array
-from ssl_nb.foundations.rooms import Room, moving_source, random_trajectory, rirs
-from ssl_nb.foundations.signals import speech_like
-from ssl_nb.foundations.steered_power import SteeredPower, _bins, direction_grid
+from ssl_nb.workshop.scenes import SceneSpec, SceneStore
+from ssl_nb.classical.gcc_phat import gcc_phat
+from ssl_nb.acoustics.geometry import mic_pairs, robot_head_array
+from ssl_nb.acoustics.rooms import Room, rirs
+from ssl_nb.acoustics.moving_sources import moving_source, random_trajectory
+from ssl_nb.acoustics.signals import speech_like
+from ssl_nb.classical.steered_power import SteeredPower, _bins, direction_grid
 from ssl_nb.settings import load_settings
 from ssl_nb.workbench.experiments import circumstances
 
@@ -36,10 +38,12 @@ def both_medians(ours, peer, repeats=15):
     return [statistics.median(side) for side in zip(*times)]
 
 
-def row(what, against, ours, peer, target): return {"what": what, "against": against, "ours_seconds": ours, "peer_seconds": peer, "ratio": peer / ours, "target": target}
+def row(what, against, ours, peer, target):
+    return {"what": what, "against": against, "ours_seconds": ours, "peer_seconds": peer,
+            "ratio": peer / ours, "target": target}
 
 
-# --- rooms ---------------------------------------------------------------------------------------------------------
+# --- rooms ----------------------------------------------------------------------------------------
 
 def library_room(room, source, mics):
     "Full image order by pyroomacoustics."
@@ -51,12 +55,15 @@ def library_room(room, source, mics):
 
 
 def rir_sets():
-    "Six rooms of 7 x 7 x 4.2 m with 30 microphones, T60 0.2 to 1.2 s. The library's pass over them is long: it is timed once a repeat without warming up."
+    """Six rooms of 7 x 7 x 4.2 m with 30 microphones, T60 0.2 to 1.2 s. The library's pass over
+    them is long: it is timed once a repeat without warming up."""
     g = torch.Generator().manual_seed(0)
     points = torch.rand(31, 3, generator=g) * torch.tensor([7, 7, 4.2])
     rooms = [Room((7, 7, 4.2), t) for t in (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)]
-    ours = median_seconds(lambda: [rirs(room, points[0], points[1:], method="hybrid") for room in rooms])
-    peer = statistics.median(seconds(lambda: [library_room(room, points[0], points[1:])() for room in rooms]) for _ in range(REPEATS))
+    ours = median_seconds(lambda: [rirs(room, points[0], points[1:], method="hybrid")
+                                   for room in rooms])
+    peer = statistics.median(seconds(lambda: [library_room(room, points[0], points[1:])()
+                                              for room in rooms]) for _ in range(REPEATS))
     image = median_seconds(lambda: [rirs(room, points[0], points[1:]) for room in rooms], 3)
     what = "RIR set, 30 mics, 7 x 7 x 4.2 m, T60 0.2, 0.4, ... 1.2 s"
     yield row(f"{what}, hybrid", "pyroomacoustics, full image order", ours, peer, 50)
@@ -64,19 +71,23 @@ def rir_sets():
 
 
 def moving():
-    "The library's side is measured at 4 of the 156 positions a repeat and multiplied: all of them would take minutes. Its convolutions are not counted."
+    """The library's side is measured at 4 of the 156 positions a repeat and multiplied: all of them
+    would take minutes. Its convolutions are not counted."""
     room, mics = Room((6, 5, 3), 0.7), robot_head_array() + torch.tensor([3.0, 2.5, 1.2])
     track, voice = random_trajectory(room, 20, torch.Generator().manual_seed(0)), speech_like(20.0)
     ours = median_seconds(lambda: moving_source(voice, room, track, mics, interval=20 / 155))
     spots = track.at(torch.tensor([2.0, 7.0, 12.0, 17.0]))
-    peer = statistics.median(seconds(lambda: [library_room(room, s, mics)() for s in spots]) for _ in range(REPEATS)) * 156 / len(spots)
-    yield row("moving source, 20 s, 12 mics, T60 0.7 s, 156 positions", "pyroomacoustics, full image order at every position", ours, peer, 30)
+    peer = statistics.median(seconds(lambda: [library_room(room, s, mics)() for s in spots])
+                             for _ in range(REPEATS)) * 156 / len(spots)
+    yield row("moving source, 20 s, 12 mics, T60 0.7 s, 156 positions",
+              "pyroomacoustics, full image order at every position", ours, peer, 30)
 
 
-# --- features and maps ---------------------------------------------------------------------------------------------
+# --- features and maps ----------------------------------------------------------------------------
 
 def per_pair_irfft(audio, max_lag):
-    "GCC-PHAT as most code does it: pair after pair, both channels transformed each time, all lags computed."
+    """GCC-PHAT as most code does it: pair after pair, both channels transformed each time, all lags
+    computed."""
     n = 2 * audio.shape[-1]
     features = []
     for i, j in mic_pairs(audio.shape[-2]).tolist():
@@ -89,36 +100,47 @@ def per_pair_irfft(audio, max_lag):
 def gcc_features():
     for frames in (1, 50):
         audio = torch.randn(frames, 12, 4096, generator=torch.Generator().manual_seed(0))
-        torch.testing.assert_close(gcc_phat(audio, max_lag=32), per_pair_irfft(audio, 32) / 1, rtol=0, atol=0.05)
-        yield row(f"GCC-PHAT features, 12 mics, 64 lags, {frames} frame{'s' * (frames > 1)} of 4096", "per-pair irfft in torch",
-                  *both_medians(lambda: gcc_phat(audio, max_lag=32), lambda: per_pair_irfft(audio, 32)), 4)
+        torch.testing.assert_close(gcc_phat(audio, max_lag=32), per_pair_irfft(audio, 32) / 1,
+                                   rtol=0, atol=0.05)
+        yield row(f"GCC-PHAT features, 12 mics, 64 lags, {frames} frame{'s' * (frames > 1)} of "
+                  f"4096", "per-pair irfft in torch",
+                  *both_medians(lambda: gcc_phat(audio, max_lag=32),
+                                lambda: per_pair_irfft(audio, 32)), 4)
 
 
 def srp_map():
-    "The mean map of 8 frames of 4096 samples, 500 to 4000 Hz, on the library's own 64 x 32 grid and the same bins; the maps agree to 1e-4."
+    """The mean map of 8 frames of 4096 samples, 500 to 4000 Hz, on the library's own 64 x 32 grid
+    and the same bins; the maps agree to 1e-4."""
     mics, grid, band, fs = robot_head_array(), direction_grid(64, 32), (500.0, 4000.0), 16000
     frames = torch.randn(8, 12, 4096, generator=torch.Generator().manual_seed(0))
     ours = SteeredPower(mics, grid, fs, band=band)
     n = scipy.fft.next_fast_len(4096 + ours.max_lag, real=True)
     azimuth, colatitude = np.pi * np.arange(-31, 33) / 32, np.pi * (np.arange(32) + 0.5) / 32
-    theirs, bins = pra.doa.SRP(mics.double().numpy().T, fs, n, azimuth=azimuth, colatitude=colatitude, dim=3), list(range(*_bins(band, n, fs)))
+    theirs, bins = pra.doa.SRP(mics.double().numpy().T, fs, n, azimuth=azimuth,
+                               colatitude=colatitude, dim=3), list(range(*_bins(band, n, fs)))
     theirs.grid.neighbors  # the library's convex hull, once
-    library = lambda: theirs.locate_sources(torch.fft.rfft(frames, n).permute(1, 2, 0).numpy(), freq_bins=bins)
+    library = lambda: theirs.locate_sources(torch.fft.rfft(frames, n).permute(1, 2, 0).numpy(),
+                                            freq_bins=bins)
     mine, peer = median_seconds(lambda: ours(frames).mean(0)), median_seconds(library)
-    own = (12 + 2 * ours(frames).mean(0).unflatten(-1, grid.shape).flip(1).T.reshape(-1).numpy()) / 66
+    own = (12
+           + 2 * ours(frames).mean(0).unflatten(-1, grid.shape).flip(1).T.reshape(-1).numpy()) / 66
     np.testing.assert_allclose(own, theirs.grid.values, rtol=0, atol=1e-4)
-    yield row("SRP-PHAT map, 12 mics, 64 x 32 directions, 8 frames of 4096, 500-4000 Hz", "pyroomacoustics.doa.SRP", mine, peer, 15)
+    yield row("SRP-PHAT map, 12 mics, 64 x 32 directions, 8 frames of 4096, 500-4000 Hz",
+              "pyroomacoustics.doa.SRP", mine, peer, 15)
 
 
-# --- a store of scenes ---------------------------------------------------------------------------------------------
+# --- a store of scenes ----------------------------------------------------------------------------
 
 def scene_store(count=2000):
-    "Dataset Ad-1 of the ULD paper, 30 microphones, written by one process a core; memory is the largest sum of resident sizes of all processes."
-    spec = SceneSpec(seconds=2.0, size=((4, 10), (4, 10), (4.2, 4.2)), t60=(0.2, 1.2), n_mics=30, mic_height=(0.9, 0.9), source_height=(0.95, 0.95),
+    """Dataset Ad-1 of the ULD paper, 30 microphones, written by one process a core; memory is the
+    largest sum of resident sizes of all processes."""
+    spec = SceneSpec(seconds=2.0, size=((4, 10), (4, 10), (4.2, 4.2)), t60=(0.2, 1.2), n_mics=30,
+                     mic_height=(0.9, 0.9), source_height=(0.95, 0.95),
                      placement_grid=16, snr_db=(0, 50))
     folder = Path(tempfile.mkdtemp())
     peak, watch = watch_memory()
-    taken = seconds(lambda: SceneStore.write(folder / "ad1", spec, count, precision="float16", progress=True))
+    taken = seconds(lambda: SceneStore.write(folder / "ad1", spec, count, precision="float16",
+                                             progress=True))
     watch.set()
     shutil.rmtree(folder)
     print(f"{count} scenes of type Ad-1: {taken:.0f} s, {peak[0] / 2**30:.2f} GB")
@@ -126,7 +148,8 @@ def scene_store(count=2000):
 
 
 def watch_memory():
-    "The largest resident size of this process and its children so far, in a list, and an event that stops the watching."
+    """The largest resident size of this process and its children so far, in a list, and an event
+    that stops the watching."""
     import psutil, threading
     peak, stop, me = [0], threading.Event(), psutil.Process()
     def look():
@@ -140,7 +163,7 @@ def watch_memory():
     return peak, stop
 
 
-# --- the report ----------------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------
 
 def main():
     table, about = [], circumstances()
@@ -148,13 +171,17 @@ def main():
         for r in part():
             table.append(r)
             target = f" (target {r['target']}x)" if r["target"] else ""
-            print(f"{r['what']}: {r['ours_seconds'] * 1e3:.1f} ms, {r['against']} {r['peer_seconds'] * 1e3:.1f} ms: {r['ratio']:.1f}x{target}", flush=True)
+            print(f"{r['what']}: {r['ours_seconds'] * 1e3:.1f} ms, {r['against']} "
+                  f"{r['peer_seconds'] * 1e3:.1f} ms: {r['ratio']:.1f}x{target}", flush=True)
     store = scene_store()
-    name = re.sub(r"[^a-z0-9]+", "-", f"{about['hardware']['processor']} {about['hardware']['cores']} cores".lower()).strip("-")
+    name = re.sub(r"[^a-z0-9]+", "-", f"{about['hardware']['processor']} "
+                                      f"{about['hardware']['cores']} cores".lower()).strip("-")
     target = load_settings().data / "bench" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps({"repeats": REPEATS, "threads": torch.get_num_threads(), "rows": table, "scene_store": store, **about}, indent=1) + "\n")
-    print(f"written: {target.name}; `make outputs NB=nbs/08_workbench/04_speed.ipynb` shows it on the website")
+    target.write_text(json.dumps({"repeats": REPEATS, "threads": torch.get_num_threads(),
+                                  "rows": table, "scene_store": store, **about}, indent=1) + "\n")
+    print(f"written: {target.name}; `make outputs NB=nbs/10_workbench/07_speed.ipynb` shows it on "
+          f"the website")
 
 
 if __name__ == "__main__": main()

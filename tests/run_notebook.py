@@ -1,6 +1,7 @@
 """Run notebooks from top to bottom, each in a fresh kernel process of its own.
 
-`python tests/run_notebook.py --inplace [NOTEBOOK ...]` stores the new outputs (all chapters by default)."""
+`python tests/run_notebook.py --inplace [NOTEBOOK ...]` stores the new outputs (all chapters by
+default)."""
 import argparse, os, sys, time
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 CELL_TIMEOUT = 120  # seconds
-TYPECHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int is a fine float
-# Runs before the first cell: shapes are checked by beartype, in the library and in the notebook's own functions,
-# and a warning that our code causes is an error.
+# an int is a fine float
+TYPECHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+# Runs before the first cell: shapes are checked by beartype, in the library and in the notebook's
+# own functions, and a warning that our code causes is an error.
 CHECKS = f"""
 import warnings
 from jaxtyping import install_import_hook
@@ -24,18 +26,23 @@ warnings.filterwarnings("error", module=r"ssl_nb|__main__")
 
 def chapters():
     "The chapters' notebooks in reading order: all under nbs/ but the experiments."
-    return [p for p in sorted((ROOT / "nbs").rglob("*.ipynb"))
-            if not any(s.startswith((".", "_")) or s == "09_experiments" for s in p.relative_to(ROOT).parts)]
+    return [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if not any(
+        s.startswith((".", "_")) or s == "11_experiments" for s in p.relative_to(ROOT).parts)]
 
 
 def run(path, inplace=False):
-    "Execute one notebook; raises `nbclient.exceptions.CellExecutionError` at the first cell that fails."
+    """Execute one notebook; raises `nbclient.exceptions.CellExecutionError` at the first cell that
+    fails."""
     notebook = nbformat.read(path, as_version=4)
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "python3",
+                                       "language": "python"}
     if not inplace: notebook.cells.insert(0, nbformat.v4.new_code_cell(CHECKS))
-    environ = {**os.environ, "IN_TEST": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    client = NotebookClient(notebook, timeout=None if "09_experiments" in path.parts else CELL_TIMEOUT, kernel_name="python3",
-                            extra_arguments=["--log-level=ERROR"], resources={"metadata": {"path": str(path.parent)}})
+    environ = {**os.environ, "IN_TEST": "1",
+               "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    client = NotebookClient(notebook,
+                            timeout=None if "11_experiments" in path.parts else CELL_TIMEOUT,
+                            kernel_name="python3", extra_arguments=["--log-level=ERROR"],
+                            resources={"metadata": {"path": str(path.parent)}})
     client.execute(env=environ, cleanup_kc=True)
     if inplace: nbformat.write(notebook, path)
 

@@ -14,7 +14,8 @@ COMMAND = Path(sys.executable).parent / "ssl-nb"
 
 def call(*words, runs=None, **environ):
     environ = {**os.environ, **environ, **({"SSL_NB_RUNS": str(runs)} if runs else {})}
-    return subprocess.run([COMMAND, *words], capture_output=True, text=True, cwd=ROOT, env=environ, timeout=300)
+    return subprocess.run([COMMAND, *words], capture_output=True, text=True, cwd=ROOT, env=environ,
+                          timeout=300)
 
 
 @pytest.mark.parametrize("name", experiments())
@@ -22,10 +23,12 @@ def test_every_experiment_runs_at_smoke(name, tmp_path):
     done = call("run", name, "--profile", "smoke", "--seed", "1", runs=tmp_path)
     assert done.returncode == 0, done.stderr
     folder, = (tmp_path / name).iterdir()
-    assert sorted(p.name for p in folder.iterdir()) == ["metrics.json", "notebook.ipynb", "report.html"]
+    assert sorted(p.name for p in folder.iterdir()) == ["metrics.json", "notebook.ipynb",
+                                                        "report.html"]
     summary = json.loads((folder / "metrics.json").read_text())
     assert summary["parameters"]["profile"] == "smoke" and summary["parameters"]["seed"] == 1
-    assert summary["metrics"] and summary["versions"]["torch"] and summary["hardware"]["cores"] and summary["wall_seconds"] > 0
+    assert (summary["metrics"] and summary["versions"]["torch"] and summary["hardware"]["cores"]
+            and summary["wall_seconds"] > 0)
     assert str(folder / "report.html") in done.stdout and summary["note"] in done.stdout
     table = call("results", name, runs=tmp_path)
     assert table.returncode == 0 and folder.name in table.stdout
@@ -33,8 +36,10 @@ def test_every_experiment_runs_at_smoke(name, tmp_path):
 
 def test_same_seed_same_numbers_and_a_parameter_that_matters(tmp_path):
     quick = ["run", "quickstart", "--profile", "smoke", "-p", "t60=0.2", "-p", "n_scenes=2"]
-    for extra in ([], [], ["-p", "snr_db=-5"], ["--seed", "3"]): assert call(*quick, *extra, runs=tmp_path).returncode == 0
-    first, again, noisy, other = (json.loads((p / "metrics.json").read_text())["metrics"] for p in sorted((tmp_path / "quickstart").iterdir()))
+    for extra in ([], [], ["-p", "snr_db=-5"], ["--seed", "3"]):
+        assert call(*quick, *extra, runs=tmp_path).returncode == 0
+    first, again, noisy, other = (json.loads((p / "metrics.json").read_text())["metrics"]
+                                  for p in sorted((tmp_path / "quickstart").iterdir()))
     assert first == again and first != noisy and first != other
 
 
@@ -42,8 +47,11 @@ def test_own_speech_folder(tmp_path):
     import numpy as np, soundfile
     rng = np.random.default_rng(0)
     (tmp_path / "voice").mkdir()
-    for k in range(3): soundfile.write(tmp_path / "voice" / f"{k}.wav", 0.3 * rng.standard_normal((6000, 2)).clip(-3, 3), 8000)
-    done = call("run", "quickstart", "--profile", "smoke", "-p", f"speech={tmp_path / 'voice'}", "-p", "t60=[0.0]", "-p", "n_scenes=2", runs=tmp_path / "runs")
+    for k in range(3):
+        soundfile.write(tmp_path / "voice" / f"{k}.wav",
+                        0.3 * rng.standard_normal((6000, 2)).clip(-3, 3), 8000)
+    done = call("run", "quickstart", "--profile", "smoke", "-p", f"speech={tmp_path / 'voice'}",
+                "-p", "t60=[0.0]", "-p", "n_scenes=2", runs=tmp_path / "runs")
     assert done.returncode == 0, done.stderr
 
 
@@ -57,44 +65,55 @@ def test_own_speech_folder(tmp_path):
     (["run", "quickstart", "-p", "seed=1", "--seed", "2"], "given twice"),
     (["run", "quickstart", "--profile", "labtop"], "did you mean 'laptop'"),
     (["run", "quickstart", "--seed", "x"], "--seed"),
-    (["run", "quickstart", "--seed", "-1"], "seed=-1"), (["run", "quickstart", "-p", "seed=99999999999"], "seed=99999999999"),
+    (["run", "quickstart", "--seed", "-1"], "seed=-1"),
+    (["run", "quickstart", "-p", "seed=99999999999"], "seed=99999999999"),
     (["run", "quickstart", "-p", "snr_db=nan"], "snr_db='nan'"),
     (["results", "quikstart"], "did you mean 'quickstart'"),
     (["runn"], "runn"),
 ])
 def test_refused_before_anything_runs(words, told, tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_NB_RUNS", str(tmp_path))
-    done = CliRunner().invoke(app, words)  # in this process: none of them may come as far as a kernel
+    # in this process: none of them may come as far as a kernel
+    done = CliRunner().invoke(app, words)
     assert done.exit_code == 2 and told in done.output and "Traceback" not in done.output
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_refusal_is_one_line_and_exit_code_2(tmp_path):
     done = call("run", "quickstart", "-p", "snr_bd=3", runs=tmp_path)
-    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and "did you mean 'snr_db'" in done.stderr and list(tmp_path.iterdir()) == []
+    assert (done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+            and "did you mean 'snr_db'" in done.stderr and list(tmp_path.iterdir()) == [])
 
 
-@pytest.mark.parametrize("word, told", [("t60=0,0", "different"), ("t60=8", "at most 2"), ("weighting=foo", "weighting='foo'"), ("method=foo", "method='foo'"),
-                                        ("window=0", "window=0"), ("room_size=3,3", "room_size"), ("speech=", "split=''"), ("snr_db=-500", "snr_db=-500")])
+@pytest.mark.parametrize("word, told",
+                         [("t60=0,0", "different"), ("t60=8", "at most 2"),
+                          ("weighting=foo", "weighting='foo'"), ("method=foo", "method='foo'"),
+                          ("window=0", "window=0"), ("room_size=3,3", "room_size"),
+                          ("speech=", "split=''"), ("snr_db=-500", "snr_db=-500")])
 def test_bad_values_are_refused_before_anything_is_simulated(word, told):
     notebook, (name, value) = find_experiment("quickstart"), word.split("=")
     cells = nbformat.read(notebook, as_version=4).cells
     before = cells[:next(k for k, c in enumerate(cells) if c.source == "## Simulate")]
-    code = [c.source for c in before if c.cell_type == "code" and "parameters" not in c.metadata.get("tags", [])]
-    with pytest.raises(ValueError, match=re.escape(told)): exec("\n".join(code), resolve_parameters(notebook, {name: value}))
+    code = [c.source for c in before
+            if c.cell_type == "code" and "parameters" not in c.metadata.get("tags", [])]
+    with pytest.raises(ValueError, match=re.escape(told)):
+        exec("\n".join(code), resolve_parameters(notebook, {name: value}))
 
 
 def test_a_dead_kernel_is_one_line_and_its_run_is_kept(tmp_path):
-    source = json.loads((ROOT / "nbs/09_experiments/01_quickstart.ipynb").read_text())
+    source = json.loads((ROOT / "nbs/11_experiments/01_quickstart.ipynb").read_text())
     cells = [c for c in source["cells"] if "parameters" in c["metadata"].get("tags", [])]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("".join(cells[0]["source"]), metadata={"tags": ["parameters"]}),
-                                               nbformat.v4.new_code_cell("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")],
-                                        metadata={"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}})
-    (tmp_path / "nbs/09_experiments").mkdir(parents=True)
-    nbformat.write(notebook, tmp_path / "nbs/09_experiments/01_dies.ipynb")
+    notebook = nbformat.v4.new_notebook(cells=[
+        nbformat.v4.new_code_cell("".join(cells[0]["source"]), metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")],
+        metadata={"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}})
+    (tmp_path / "nbs/11_experiments").mkdir(parents=True)
+    nbformat.write(notebook, tmp_path / "nbs/11_experiments/01_dies.ipynb")
     (tmp_path / "settings.ini").write_text("[ssl_nb]\n")
-    done = call("run", "dies", runs=tmp_path / "runs", SSL_NB_SETTINGS=str(tmp_path / "settings.ini"))
-    assert done.returncode == 1 and "the kernel died" in done.stderr and "Traceback" not in done.stderr
+    done = call("run", "dies", runs=tmp_path / "runs",
+                SSL_NB_SETTINGS=str(tmp_path / "settings.ini"))
+    assert (done.returncode == 1 and "the kernel died" in done.stderr
+            and "Traceback" not in done.stderr)
     assert [p.name.endswith(".failed") for p in (tmp_path / "runs/dies").iterdir()] == [True]
 
 
@@ -104,19 +123,23 @@ def test_damaged_and_abandoned_runs(tmp_path):
         (home / name).mkdir(parents=True)
         (home / name / "metrics.json").write_text(text)
     (home / ".20260101-000002-cccccccc-999999999.partial").mkdir()  # of a process that was killed
-    assert call("run", "quickstart", "--profile", "smoke", "-p", "n_scenes=1", "-p", "t60=0", runs=tmp_path).returncode == 0
+    assert call("run", "quickstart", "--profile", "smoke", "-p", "n_scenes=1", "-p", "t60=0",
+                runs=tmp_path).returncode == 0
     listed = call("results", "quickstart", runs=tmp_path)
     (tmp_path / "label_codes" / "20260101-000000-aaaaaaaa").mkdir(parents=True)
     (tmp_path / "label_codes" / "20260101-000000-aaaaaaaa" / "metrics.json").write_text("{broken")
-    assert call("results", "label_codes", runs=tmp_path).stderr.count("left out") == 1  # once, though the papers' tables read the runs again
-    assert listed.returncode == 0 and listed.stderr.count("left out") == 2 and "aaaaaaaa" in listed.stderr and "smoke" in listed.stdout
+    # once, though the papers' tables read the runs again
+    assert call("results", "label_codes", runs=tmp_path).stderr.count("left out") == 1
+    assert (listed.returncode == 0 and listed.stderr.count("left out") == 2
+            and "aaaaaaaa" in listed.stderr and "smoke" in listed.stdout)
     assert not list(home.glob(".*"))
 
 
 def test_bad_settings_are_one_line(tmp_path):
     for words in (["doctor"], ["list"], ["run", "quickstart"]):
         done = call(*words, runs=tmp_path, SSL_NB_PROFILE="fast")
-        assert done.returncode == 2 and "profile='fast'" in done.stderr and "Traceback" not in done.stderr
+        assert (done.returncode == 2 and "profile='fast'" in done.stderr
+                and "Traceback" not in done.stderr)
 
 
 def test_an_experiment_that_raises_is_kept_as_failed_and_exits_1(tmp_path):
@@ -128,10 +151,14 @@ def test_an_experiment_that_raises_is_kept_as_failed_and_exits_1(tmp_path):
 
 
 def test_control_c_leaves_nothing_that_looks_whole(tmp_path):
-    process = subprocess.Popen([COMMAND, "run", "quickstart", "-p", "n_scenes=500"], cwd=ROOT, env={**os.environ, "SSL_NB_RUNS": str(tmp_path)},
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen([COMMAND, "run", "quickstart", "-p", "n_scenes=500"], cwd=ROOT,
+                               env={**os.environ, "SSL_NB_RUNS": str(tmp_path)},
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("quickstart/.*partial/notebook.ipynb")) and time.monotonic() < deadline: time.sleep(0.2)
+    while (not list(tmp_path.glob("quickstart/.*partial/notebook.ipynb"))
+           and time.monotonic() < deadline):
+        time.sleep(0.2)
     time.sleep(3)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
     _, told = process.communicate(timeout=120)
@@ -142,13 +169,18 @@ def test_control_c_leaves_nothing_that_looks_whole(tmp_path):
 def test_list_and_doctor(tmp_path):
     listed, state = call("list"), call("doctor", runs=tmp_path)
     assert listed.returncode == 0 and "snr_db: float" in listed.stdout
-    assert state.returncode == 0 and "all checksums right" in state.stdout and "all is well" in state.stdout
-    broken = call("doctor", runs=tmp_path, SSL_NB_DATA=str(tmp_path), SSL_NB_LOCATA=str(tmp_path / "none"))
+    assert (state.returncode == 0 and "all checksums right" in state.stdout
+            and "all is well" in state.stdout)
+    broken = call("doctor", runs=tmp_path, SSL_NB_DATA=str(tmp_path),
+                  SSL_NB_LOCATA=str(tmp_path / "none"))
     assert broken.returncode == 1 and "SHA256SUMS" in broken.stdout and "locata" in broken.stdout
 
 
 def test_a_run_needs_the_tag(tmp_path):
     from ssl_nb.workbench.experiments import run_experiment
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("seed: int = 0  # x")],
-                                            metadata={"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}}), tmp_path / "01_bare.ipynb")
-    with pytest.raises(ValueError, match="tagged 'parameters'"): run_experiment("bare", folder=tmp_path)
+    nbformat.write(nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("seed: int = 0  # x")],
+        metadata={"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}}),
+        tmp_path / "01_bare.ipynb")
+    with pytest.raises(ValueError, match="tagged 'parameters'"):
+        run_experiment("bare", folder=tmp_path)

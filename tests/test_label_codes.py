@@ -1,4 +1,5 @@
-"""Label codes: exact round trips anywhere in the room, symmetric decoding, losses against other libraries, bad input that is named."""
+"""Label codes: exact round trips anywhere in the room, symmetric decoding, losses against other
+libraries, bad input that is named."""
 import csv, itertools, math, subprocess, sys
 from collections import Counter
 
@@ -7,8 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from scipy import special, stats
-from ssl_nb.labels.label_codes import (CODES, CellGrid, HeatMap, OneHot, RefinedGrid, UnbiasedLabel, adjacent_bias, adjacent_decoding, class_accuracy,
-                                       gaussian_label, label_curves, marginals, plot_labels, rectangle_floor, soft_cross_entropy)
+from ssl_nb.labels.label_codes import (CODES, CellGrid, HeatMap, OneHot, RefinedGrid, UnbiasedLabel,
+                                       adjacent_bias, adjacent_decoding, class_accuracy,
+                                       gaussian_label, label_curves, marginals, plot_labels,
+                                       rectangle_floor, soft_cross_entropy)
 from ssl_nb.settings import load_settings
 from ssl_nb.workbench.tables import read_papers
 
@@ -36,23 +39,28 @@ def by_definition(position, extent, cells):
         x[int(chi)] = 1 - chi % 1
         if int(chi) < n: x[int(chi) + 1] = chi % 1
         parts.append(x)
-    for index in np.ndindex(*label.shape): label[index] = math.prod(x[i] for x, i in zip(parts, index))
+    for index in np.ndindex(*label.shape):
+        label[index] = math.prod(x[i] for x, i in zip(parts, index))
     return label.ravel()
 
 
-# --- positions in cells --------------------------------------------------------------------------------------------
+# --- positions in cells ---------------------------------------------------------------------------
 
 def test_outputs_per_code():
-    sizes = {name: [kind(CellGrid(cells)).n_outputs for cells in ((5,), (6, 4), (2, 3, 4))] for name, kind in CODES.items()}
-    assert sizes == {"one_hot": [5, 24, 24], "heat_map": [5, 24, 24], "refined_grid": [10, 72, 96], "uld": [6, 35, 60]}
+    sizes = {name: [kind(CellGrid(cells)).n_outputs for cells in ((5,), (6, 4), (2, 3, 4))]
+                   for name, kind in CODES.items()}
+    assert sizes == {"one_hot": [5, 24, 24], "heat_map": [5, 24, 24], "refined_grid": [10, 72, 96],
+                     "uld": [6, 35, 60]}
     assert UnbiasedLabel(CellGrid((36, 5), circular=(0,))).n_outputs == 36 * 6
 
 
 @given(st.floats(-1e4, 1e4), st.integers(3, 90), st.floats(0.5, 400))
 @settings(max_examples=200, deadline=None)
 def test_a_circle_has_no_seam(position, cells, period):
-    code, extent = UnbiasedLabel(CellGrid((cells,), circular=(0,))), torch.tensor([period], dtype=torch.float64)
-    back = code.locate(code.encode(torch.tensor([position], dtype=torch.float64), extent), extent).item()
+    code, extent = (UnbiasedLabel(CellGrid((cells,), circular=(0,))),
+                    torch.tensor([period], dtype=torch.float64))
+    back = code.locate(code.encode(torch.tensor([position], dtype=torch.float64), extent),
+                       extent).item()
     assert -period / 2 < back <= period / 2
     assert abs(math.remainder(back - position, period)) <= 1e-12 * (abs(position) + period)
 
@@ -61,16 +69,20 @@ def test_half_a_period_is_positive():
     ring, full = CellGrid((8,), circular=(0,)), torch.tensor([2 * math.pi])
     for kind in (UnbiasedLabel, RefinedGrid):
         code = kind(ring)
-        torch.testing.assert_close(code.locate(code.encode(torch.tensor([[math.pi], [-math.pi]]), full), full).abs(), torch.full((2, 1), math.pi))
+        torch.testing.assert_close(
+            code.locate(code.encode(torch.tensor([[math.pi], [-math.pi]]), full), full).abs(),
+            torch.full((2, 1), math.pi))
     assert (ring.positions(torch.tensor([[4.0], [-4.0], [12.0]]), full) == math.pi).all()
 
 
-# --- lossless ------------------------------------------------------------------------------------------------------
+# --- lossless -------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", [UnbiasedLabel, RefinedGrid])
-@given(share=st.lists(st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1.0, 0.5, 0.25, math.nextafter(0.5, 1), math.nextafter(1.0, 0), 5e-324])), min_size=3, max_size=3),
-       side=st.lists(st.floats(0.3, 50), min_size=3, max_size=3), cells=st.lists(st.integers(1, 9), min_size=3, max_size=3), axes=st.integers(1, 3))
+@given(share=st.lists(st.one_of(st.floats(0, 1), st.sampled_from([
+    0.0, 1.0, 0.5, 0.25, math.nextafter(0.5, 1), math.nextafter(1.0, 0), 5e-324])),
+    min_size=3, max_size=3), side=st.lists(st.floats(0.3, 50), min_size=3, max_size=3),
+    cells=st.lists(st.integers(1, 9), min_size=3, max_size=3), axes=st.integers(1, 3))
 @settings(max_examples=150, deadline=None)
 def test_encoding_is_lossless(kind, dtype, share, side, cells, axes):
     extent = torch.tensor(side[:axes], dtype=torch.float64).to(dtype)
@@ -94,7 +106,8 @@ def test_labels_against_the_definition():
     points, rooms = spots(40)
     points[0], points[1] = rooms[0], torch.zeros(2)
     label = UnbiasedLabel(CellGrid((5, 3))).encode(points, rooms)
-    expected = np.stack([by_definition(p, r, (5, 3)) for p, r in zip(points.tolist(), rooms.tolist())])
+    expected = np.stack([by_definition(p, r, (5, 3))
+                         for p, r in zip(points.tolist(), rooms.tolist())])
     np.testing.assert_allclose(label, expected, atol=1e-14)
     for k, part in enumerate(marginals(label, (6, 4))):
         np.testing.assert_allclose(part, expected.reshape(-1, 6, 4).sum(2 - k), atol=1e-14)
@@ -104,7 +117,8 @@ def test_heat_map_against_scipy():
     points, rooms = spots(10)
     code = HeatMap(CellGrid((4, 3)), sigma=0.2)
     for p, r, label in zip(points / rooms, rooms, code.encode(points, rooms)):
-        x, y = (stats.norm.pdf((np.arange(n) + 0.5) / n, c, 0.2) / stats.norm.pdf(0, 0, 0.2) for n, c in zip((4, 3), p.tolist()))
+        x, y = (stats.norm.pdf((np.arange(n) + 0.5) / n, c, 0.2) / stats.norm.pdf(0, 0, 0.2)
+                for n, c in zip((4, 3), p.tolist()))
         np.testing.assert_allclose(label, np.outer(x, y).ravel(), atol=1e-14)
     ring = HeatMap(CellGrid((8,), circular=(0,)))
     label = ring.encode(torch.tensor([[0.0], [0.999]]), torch.ones(1))
@@ -146,17 +160,19 @@ def test_scaling_the_room_scales_the_answer(kind):
     torch.testing.assert_close(code.encode(2 * points, 2 * rooms), code.encode(points, rooms))
 
 
-# --- losses --------------------------------------------------------------------------------------------------------
+# --- losses ---------------------------------------------------------------------------------------
 
 def test_losses_against_other_code():
     points, rooms = spots(30)
     for kind in (OneHot, UnbiasedLabel):
         code = kind(GRID)
-        target, outputs = code.encode(points, rooms), torch.randn(30, kind(GRID).n_outputs, generator=seeded(3), dtype=torch.float64)
+        target, outputs = code.encode(points, rooms), torch.randn(
+            30, kind(GRID).n_outputs, generator=seeded(3), dtype=torch.float64)
         expected = -(target.numpy() * special.log_softmax(outputs.numpy(), -1)).sum(-1)
         np.testing.assert_allclose(code.loss(outputs, target), expected, rtol=1e-12)
     refined = RefinedGrid(GRID)
-    target, outputs = refined.encode(points, rooms), torch.randn(30, 108, generator=seeded(4), dtype=torch.float64)
+    target, outputs = (refined.encode(points, rooms),
+                       torch.randn(30, 108, generator=seeded(4), dtype=torch.float64))
     t, o = target.reshape(30, 36, 3).numpy(), outputs.reshape(30, 36, 3).numpy()
     p = special.expit(o)
     entropy = -(t[..., 0] * np.log(p[..., 0]) + (1 - t[..., 0]) * np.log(1 - p[..., 0])).sum(-1)
@@ -164,7 +180,9 @@ def test_losses_against_other_code():
     off = ((p[np.arange(30), cell, 1:] - t[np.arange(30), cell, 1:])**2).sum(-1)
     np.testing.assert_allclose(refined.loss(outputs, target), entropy + off, rtol=1e-12)
     heat = HeatMap(GRID)
-    np.testing.assert_allclose(heat.loss(outputs[:, :36], heat.encode(points, rooms)), ((outputs[:, :36] - heat.encode(points, rooms))**2).numpy().mean(-1), rtol=1e-12)
+    np.testing.assert_allclose(heat.loss(outputs[:, :36], heat.encode(points, rooms)),
+                               ((outputs[:, :36] - heat.encode(points, rooms))**2).numpy().mean(-1),
+                               rtol=1e-12)
 
 
 @by_code
@@ -172,7 +190,8 @@ def test_losses_form_all_pairs_of_talkers_and_have_finite_gradients(kind):
     code = kind(GRID)
     points, rooms = spots(12)
     target = code.encode(points, rooms).reshape(6, 2, -1)
-    outputs = (20 * torch.randn(6, 2, code.n_outputs, generator=seeded(5), dtype=torch.float64)).requires_grad_()
+    outputs = (20 * torch.randn(6, 2, code.n_outputs, generator=seeded(5),
+                                dtype=torch.float64)).requires_grad_()
     pairs = code.loss(outputs[:, :, None], target[:, None])
     assert pairs.shape == (6, 2, 2)
     torch.testing.assert_close(pairs.diagonal(dim1=1, dim2=2), code.loss(outputs, target))
@@ -195,7 +214,8 @@ def test_descending_the_loss_finds_the_average():
         code = kind(CellGrid((3, 3)))
         labels = code.encode(points, one_room)
         outputs = torch.zeros(code.n_outputs, requires_grad=True)
-        optimizer = torch.optim.LBFGS([outputs], lr=0.5, max_iter=400, tolerance_grad=1e-9, tolerance_change=1e-12)
+        optimizer = torch.optim.LBFGS([outputs], lr=0.5, max_iter=400, tolerance_grad=1e-9,
+                                      tolerance_change=1e-12)
         def closure():
             optimizer.zero_grad()
             loss = code.loss(outputs, labels).mean()
@@ -204,21 +224,24 @@ def test_descending_the_loss_finds_the_average():
         optimizer.step(closure)
         best, found = code.average(labels), code.activate(outputs.detach())
         torch.testing.assert_close(code.mass(found), code.mass(best), rtol=0, atol=5e-3)
-        torch.testing.assert_close(code.locate(found, one_room), code.locate(best, one_room), rtol=0, atol=2e-2)
+        torch.testing.assert_close(code.locate(found, one_room), code.locate(best, one_room),
+                                   rtol=0, atol=2e-2)
 
 
 def test_the_refined_grid_averages_offsets_within_a_cell():
     code = RefinedGrid(CellGrid((2,)))
-    label = code.average(code.encode(torch.tensor([[0.2], [0.6], [1.5], [0.1]]), torch.tensor([2.0])))
+    label = code.average(code.encode(torch.tensor([[0.2], [0.6], [1.5], [0.1]]),
+                                     torch.tensor([2.0])))
     torch.testing.assert_close(label, torch.tensor([0.75, 0.3, 0.25, 0.5]))
 
 
-# --- decoding ------------------------------------------------------------------------------------------------------
+# --- decoding -------------------------------------------------------------------------------------
 
 def brute(mass, window, wraps):
     "Equation (10) with loops for rows without ties."
     n, k = len(mass), int(np.argmax(mass))
-    near = {j: (mass[(k + j) % n] if wraps or 0 <= k + j < n else 0.0) for j in range(-(window // 2), window // 2 + 1)}
+    near = {j: (mass[(k + j) % n] if wraps or 0 <= k + j < n else 0.0)
+               for j in range(-(window // 2), window // 2 + 1)}
     if window == 2: near = {0: near[0], **({1: near[1]} if near[1] > near[-1] else {-1: near[-1]})}
     return k + sum(j * m for j, m in near.items()) / sum(near.values())
 
@@ -227,12 +250,17 @@ def brute(mass, window, wraps):
 @pytest.mark.parametrize("window", [2, 3, 5, 7])
 def test_decoding_against_loops(window, wraps):
     mass = torch.rand(300, 9, generator=seeded(window), dtype=torch.float64)
-    np.testing.assert_allclose(adjacent_decoding(mass, window, wraps), [brute(row, window, wraps) for row in mass.numpy()], rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(adjacent_decoding(7 * mass, window, wraps), adjacent_decoding(mass, window, wraps))
+    np.testing.assert_allclose(adjacent_decoding(mass, window, wraps),
+                               [brute(row, window, wraps) for row in mass.numpy()], rtol=1e-12,
+                               atol=1e-13)
+    torch.testing.assert_close(adjacent_decoding(7 * mass, window, wraps),
+                               adjacent_decoding(mass, window, wraps))
 
 
 @pytest.mark.parametrize("window", [2, 3, 5])
-@pytest.mark.parametrize("mass, middle", [([1, 2, 1, 0, 0], 1.0), ([1, 4, 4, 1, 0], 1.5), ([2, 2, 0, 0, 0], 0.5), ([0, 0, 0, 3, 3], 3.5), ([0, 0, 0, 0, 1], 4.0)])
+@pytest.mark.parametrize("mass, middle",
+                         [([1, 2, 1, 0, 0], 1.0), ([1, 4, 4, 1, 0], 1.5), ([2, 2, 0, 0, 0], 0.5),
+                          ([0, 0, 0, 3, 3], 3.5), ([0, 0, 0, 0, 1], 4.0)])
 def test_symmetric_labels_decode_to_their_middle(window, mass, middle):
     row = torch.tensor(mass, dtype=torch.float64)
     assert adjacent_decoding(row, window).item() == pytest.approx(middle)
@@ -242,8 +270,10 @@ def test_symmetric_labels_decode_to_their_middle(window, mass, middle):
 def test_ties_across_the_seam():
     ends = torch.tensor([0.5, 0.0, 0.0, 0.0, 0.0, 0.5])
     for window in (2, 3, 5):
-        assert abs(math.remainder(adjacent_decoding(ends, window, wraps=True).item() + 0.5, 6)) < 1e-6
-        assert adjacent_decoding(ends, window).item() == 0  # on a line the ends are no neighbours: the first peak counts
+        assert (abs(math.remainder(adjacent_decoding(ends, window, wraps=True).item() + 0.5, 6))
+                < 1e-6)
+        # on a line the ends are no neighbours: the first peak counts
+        assert adjacent_decoding(ends, window).item() == 0
     wide = torch.tensor([0.4, 0.1, 0.0, 0.0, 0.1, 0.4])
     for turn in range(6):
         turned = adjacent_decoding(wide.roll(turn), 3, wraps=True).item()
@@ -259,20 +289,23 @@ def test_decoding_is_differentiable():
 
 
 def test_mean_labels_of_a_gaussian():
-    mean, sigma = torch.tensor([10.0, 10.3, 9.6], dtype=torch.float64), torch.tensor([[0.01], [0.7], [2.0]], dtype=torch.float64)
+    mean, sigma = (torch.tensor([10.0, 10.3, 9.6], dtype=torch.float64),
+                   torch.tensor([[0.01], [0.7], [2.0]], dtype=torch.float64))
     label = gaussian_label(mean, sigma, 21)
     assert label.shape == (3, 3, 21)
     x = np.linspace(-6, 6, 40_001)
     for row, s in zip(label, sigma[:, 0].tolist()):
         for masses, m in zip(row, mean.tolist()):
             hats = np.maximum(0, 1 - np.abs(m + s * x[:, None] - np.arange(21)))
-            np.testing.assert_allclose(masses, np.trapezoid(hats * stats.norm.pdf(x)[:, None], x, axis=0), atol=1e-6)
+            np.testing.assert_allclose(masses, np.trapezoid(hats * stats.norm.pdf(x)[:, None], x,
+                                                            axis=0), atol=1e-6)
     assert adjacent_bias(torch.tensor(0.3).double(), torch.tensor(1.5).double(), 3) < -0.1
     assert abs(adjacent_bias(torch.tensor(0.3).double(), torch.tensor(1.5).double(), 21)) < 1e-6
-    torch.testing.assert_close(adjacent_bias(torch.tensor([-0.3, 0.3]).double(), torch.tensor(1.5).double(), 3).sum(), torch.tensor(0.0).double())
+    torch.testing.assert_close(adjacent_bias(torch.tensor([-0.3, 0.3]).double(), torch.tensor(1.5)
+                                             .double(), 3).sum(), torch.tensor(0.0).double())
 
 
-# --- floors and accuracy -------------------------------------------------------------------------------------------
+# --- floors and accuracy --------------------------------------------------------------------------
 
 def test_the_floor_is_what_one_hot_and_the_heat_map_miss():
     rooms = torch.tensor([7.0, 4.0], dtype=torch.float64)
@@ -280,17 +313,23 @@ def test_the_floor_is_what_one_hot_and_the_heat_map_miss():
     expected = rectangle_floor(rooms[0] / 5, rooms[1] / 3)
     for kind in (OneHot, HeatMap):
         code = kind(CellGrid((5, 3)))
-        error = torch.linalg.vector_norm(code.locate(code.encode(points, rooms), rooms) - points, dim=-1).mean()
+        error = torch.linalg.vector_norm(code.locate(code.encode(points, rooms), rooms) - points,
+                                         dim=-1).mean()
         assert abs(error / expected - 1) < 0.004
-    torch.testing.assert_close(rectangle_floor(torch.tensor(2.0), torch.tensor([1.0, 3.0])), rectangle_floor(torch.tensor([1.0, 3.0]), torch.tensor(2.0)))
+    torch.testing.assert_close(rectangle_floor(torch.tensor(2.0), torch.tensor([1.0, 3.0])),
+                               rectangle_floor(torch.tensor([1.0, 3.0]), torch.tensor(2.0)))
 
 
 def test_accuracy_by_hand():
     room = torch.tensor([6.0, 6.0])
-    truth, found = torch.tensor([[2.4, 2.4], [2.6, 2.6], [2.9, 1.0]]), torch.tensor([[2.6, 2.6], [2.9, 2.9], [3.1, 1.0]])
-    assert class_accuracy(OneHot(GRID), found, truth, room).item() == pytest.approx(2 / 3)  # the third crosses the border at 3
-    assert class_accuracy(UnbiasedLabel(GRID), found, truth, room).item() == pytest.approx(2 / 3)  # the first crosses 2.5, the third does not cross
-    assert class_accuracy(UnbiasedLabel(GRID), torch.stack([found, truth]), truth, room).tolist() == pytest.approx([2 / 3, 1])
+    truth, found = torch.tensor([[2.4, 2.4], [2.6, 2.6],
+                                 [2.9, 1.0]]), torch.tensor([[2.6, 2.6], [2.9, 2.9], [3.1, 1.0]])
+    # the third crosses the border at 3
+    assert class_accuracy(OneHot(GRID), found, truth, room).item() == pytest.approx(2 / 3)
+    # the first crosses 2.5, the third does not cross
+    assert class_accuracy(UnbiasedLabel(GRID), found, truth, room).item() == pytest.approx(2 / 3)
+    assert class_accuracy(UnbiasedLabel(GRID), torch.stack([found, truth]), truth,
+                          room).tolist() == pytest.approx([2 / 3, 1])
     ring, full = CellGrid((4,), circular=(0,)), torch.tensor([4.0])
     near, far = torch.tensor([[-0.4], [3.7], [1.6]]), torch.tensor([[0.4], [0.1], [2.6]])
     assert class_accuracy(UnbiasedLabel(ring), near, far, full).item() == pytest.approx(2 / 3)
@@ -301,11 +340,13 @@ def test_accuracy_by_hand():
 def test_walls_belong_to_the_last_class(kind):
     code = kind(GRID)
     last = code.classes(ROOM, ROOM)
-    assert last.tolist() == [n - 1 for n in code.shape] and code.classes(0 * ROOM, ROOM).tolist() == [0, 0]
-    assert class_accuracy(code, code.locate(code.encode(ROOM[None], ROOM), ROOM), ROOM[None], ROOM) == 1
+    assert (last.tolist() == [n - 1 for n in code.shape]
+            and code.classes(0 * ROOM, ROOM).tolist() == [0, 0])
+    assert class_accuracy(code, code.locate(code.encode(ROOM[None], ROOM), ROOM), ROOM[None],
+                          ROOM) == 1
 
 
-# --- pictures ------------------------------------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------------------
 
 @by_code
 def test_curves_show_the_label(kind):
@@ -325,57 +366,82 @@ def test_curves_show_the_label(kind):
     assert len(fig.axes[0].lines) == len(curves) + 1
 
 
-# --- the paper's numbers -------------------------------------------------------------------------------------------
+# --- the paper's numbers --------------------------------------------------------------------------
 
 def test_the_papers_tables_are_whole():
     file = load_settings().data / "papers" / "label_codes.csv"
     papers = read_papers(file)
-    assert len(papers) == 130 and not papers.duplicated(["dataset", "code", "resolution", "metric"]).any()
-    assert papers.groupby("dataset").size().to_dict() == {"l1": 10, "ad1": 37, "ad2": 37, "adr1": 23, "adr2": 23}
+    assert (len(papers) == 130
+            and not papers.duplicated(["dataset", "code", "resolution", "metric"]).any())
+    assert papers.groupby("dataset").size().to_dict() == {"l1": 10, "ad1": 37, "ad2": 37,
+                                                          "adr1": 23, "adr2": 23}
     assert set(papers.code) == {"qe", *CODES} and set(papers.metric) == {"acc_percent", "mae_m"}
     cell = papers.set_index(["dataset", "code", "resolution", "metric"]).paper
-    for (dataset, gain) in (("ad1", 46.54), ("ad2", 33.56), ("adr1", 48.72), ("adr2", 47.19), ("l1", 91.93)):  # the paper's own text: least MAE of ULD against that of one-hot
+    # the paper's own text: least MAE of ULD against that of one-hot
+    for (dataset, gain) in (("ad1", 46.54), ("ad2", 33.56), ("adr1", 48.72), ("adr2", 47.19),
+                            ("l1", 91.93)):
         best = [cell[dataset, code, :, "mae_m"].min() for code in ("uld", "one_hot")]
         assert 100 * (1 - best[0] / best[1]) == pytest.approx(gain, abs=0.01)
     assert all(len(row) == 6 for row in csv.reader(file.open(encoding="utf-8")))
 
 
-# --- bad input -----------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 ULD = UnbiasedLabel(GRID)
 BAD = {
     "cells of zero": (lambda: CellGrid((0, 3)), r"cells=\(0, 3\): must be 1 to 3 positive"),
     "no cells": (lambda: CellGrid(()), "cells"),
     "four axes": (lambda: CellGrid((2, 2, 2, 2)), "cells"),
-    "circular out of range": (lambda: CellGrid((4, 4), circular=(2,)), r"circular=\(2,\): must be axes from 0 to 1"),
-    "outside": (lambda: ULD.encode(torch.tensor([1.0, 4.1]), ROOM), r"positions: 1.025 of the extent on axis 1, must lie within"),
+    "circular out of range": (lambda: CellGrid((4, 4), circular=(2,)),
+                              r"circular=\(2,\): must be axes from 0 to 1"),
+    "outside": (lambda: ULD.encode(torch.tensor([1.0, 4.1]), ROOM),
+                r"positions: 1.025 of the extent on axis 1, must lie within"),
     "below": (lambda: ULD.encode(torch.tensor([-1e-6, 1.0]), ROOM), "positions: -1.66"),
-    "not a number": (lambda: ULD.encode(torch.tensor([math.nan, 1.0]), ROOM), r"positions: nan at index \[0\], must be finite"),
-    "infinite room": (lambda: ULD.encode(torch.ones(2), torch.tensor([math.inf, 1.0])), "extent: inf"),
-    "no room": (lambda: ULD.encode(torch.zeros(2), torch.tensor([0.0, 1.0])), "extent: 0, must be positive"),
-    "no room to decode": (lambda: ULD.decode(torch.zeros(49), torch.tensor([-1.0, 1.0])), "extent: -1, must be positive"),
-    "axes": (lambda: ULD.encode(torch.ones(3), torch.ones(3)), r"positions: shape \(3,\), the last dimension must be 2"),
-    "outputs": (lambda: ULD.decode(torch.zeros(48), ROOM), r"outputs: shape \(48,\), the last dimension must be 49"),
+    "not a number": (lambda: ULD.encode(torch.tensor([math.nan, 1.0]), ROOM),
+                     r"positions: nan at index \[0\], must be finite"),
+    "infinite room": (lambda: ULD.encode(torch.ones(2),
+                                         torch.tensor([math.inf, 1.0])), "extent: inf"),
+    "no room": (lambda: ULD.encode(torch.zeros(2), torch.tensor([0.0, 1.0])),
+                "extent: 0, must be positive"),
+    "no room to decode": (lambda: ULD.decode(torch.zeros(49), torch.tensor([-1.0, 1.0])),
+                          "extent: -1, must be positive"),
+    "axes": (lambda: ULD.encode(torch.ones(3), torch.ones(3)),
+             r"positions: shape \(3,\), the last dimension must be 2"),
+    "outputs": (lambda: ULD.decode(torch.zeros(48), ROOM),
+                r"outputs: shape \(48,\), the last dimension must be 49"),
     "outputs of one-hot": (lambda: OneHot(GRID).decode(torch.zeros(49), ROOM), "must be 36"),
-    "outputs of the refined grid": (lambda: RefinedGrid(GRID).decode(torch.zeros(36), ROOM), "must be 108"),
-    "broken network": (lambda: ULD.decode(torch.full((49,), math.nan), ROOM), "outputs: 49 numbers are not finite"),
-    "broken refined grid": (lambda: RefinedGrid(GRID).decode(torch.full((108,), math.nan), ROOM), "not finite"),
-    "no mass": (lambda: ULD.locate(torch.zeros(49), ROOM), "mass: must be finite, not negative, and positive"),
+    "outputs of the refined grid": (lambda: RefinedGrid(GRID).decode(torch.zeros(36), ROOM),
+                                    "must be 108"),
+    "broken network": (lambda: ULD.decode(torch.full((49,), math.nan), ROOM),
+                       "outputs: 49 numbers are not finite"),
+    "broken refined grid": (lambda: RefinedGrid(GRID).decode(torch.full((108,), math.nan), ROOM),
+                            "not finite"),
+    "no mass": (lambda: ULD.locate(torch.zeros(49), ROOM),
+                "mass: must be finite, not negative, and positive"),
     "negative mass": (lambda: adjacent_decoding(torch.tensor([1.0, -0.1])), "mass"),
     "window of 4": (lambda: UnbiasedLabel(GRID, 4), "window=4: must be 2 or an odd number"),
     "window of 1": (lambda: adjacent_decoding(torch.ones(3), 1), "window=1"),
-    "small circle": (lambda: UnbiasedLabel(CellGrid((2, 8), circular=(0,))), "window=3: a circle of 2 classes is too small"),
-    "small circle, window of 2": (lambda: UnbiasedLabel(CellGrid((2,), circular=(0,)), 2), "too small"),
+    "small circle": (lambda: UnbiasedLabel(CellGrid((2, 8), circular=(0,))),
+                     "window=3: a circle of 2 classes is too small"),
+    "small circle, window of 2": (lambda: UnbiasedLabel(CellGrid((2,), circular=(0,)), 2),
+                                  "too small"),
     "wide window": (lambda: adjacent_decoding(torch.ones(4), 5, wraps=True), "a circle of 4"),
     "sigma": (lambda: HeatMap(GRID, 0.0), "sigma=0.0: must be positive"),
-    "sigma of a posterior": (lambda: gaussian_label(torch.zeros(1), torch.zeros(1), 3), "sigma: 0 to 0 cells, must be positive"),
+    "sigma of a posterior": (lambda: gaussian_label(torch.zeros(1), torch.zeros(1), 3),
+                             "sigma: 0 to 0 cells, must be positive"),
     "marginals": (lambda: marginals(torch.ones(12), (3, 3)), r"joint: 12 classes, must be 9"),
-    "width": (lambda: rectangle_floor(torch.tensor(-1.0), torch.tensor(1.0)), "width: -1 m, must be positive"),
-    "sigma that vanishes": (lambda: HeatMap(GRID, 0.005), r"sigma=0.005: must be at least 0.0093 with \(6, 6\) cells"),
-    "posterior without end": (lambda: gaussian_label(torch.zeros(1), torch.tensor([math.inf]), 3), "sigma: inf to inf cells, must be positive and finite"),
-    "posterior nowhere": (lambda: gaussian_label(torch.tensor([math.nan]), torch.ones(1), 3), "mean: 1 numbers are not finite"),
-    "no estimates": (lambda: class_accuracy(ULD, torch.ones(0, 2), torch.ones(0, 2), ROOM), "estimates: there are none"),
-    "estimate outside": (lambda: class_accuracy(ULD, torch.full((1, 2), 7.0), torch.ones(1, 2), ROOM), "positions: 1.16667 of the extent"),
+    "width": (lambda: rectangle_floor(torch.tensor(-1.0), torch.tensor(1.0)),
+              "width: -1 m, must be positive"),
+    "sigma that vanishes": (lambda: HeatMap(GRID, 0.005),
+                            r"sigma=0.005: must be at least 0.0093 with \(6, 6\) cells"),
+    "posterior without end": (lambda: gaussian_label(torch.zeros(1), torch.tensor([math.inf]), 3),
+                              "sigma: inf to inf cells, must be positive and finite"),
+    "posterior nowhere": (lambda: gaussian_label(torch.tensor([math.nan]), torch.ones(1), 3),
+                          "mean: 1 numbers are not finite"),
+    "no estimates": (lambda: class_accuracy(ULD, torch.ones(0, 2), torch.ones(0, 2), ROOM),
+                     "estimates: there are none"),
+    "estimate outside": (lambda: class_accuracy(ULD, torch.full((1, 2), 7.0), torch.ones(1, 2),
+                                                ROOM), "positions: 1.16667 of the extent"),
 }
 
 
@@ -402,9 +468,11 @@ def test_what_would_be_broadcast_is_refused_without_type_checks_too():
     subprocess.run([sys.executable, "-c", UNCHECKED], check=True)
 
 
-@pytest.mark.parametrize("cells, least", [((6, 6), 0.00932), ((1, 1), 0.0560), ((2, 16, 5), 0.02143)])
+@pytest.mark.parametrize("cells, least",
+                         [((6, 6), 0.00932), ((1, 1), 0.0560), ((2, 16, 5), 0.02143)])
 def test_the_narrowest_heat_map_still_says_something(cells, least):
-    code = HeatMap(CellGrid(cells), least * 1.001)  # least: half a cell's diagonal / sqrt(160), worked out by hand
+    # least: half a cell's diagonal / sqrt(160), worked out by hand
+    code = HeatMap(CellGrid(cells), least * 1.001)
     with pytest.raises(ValueError, match="sigma"): HeatMap(CellGrid(cells), least * 0.99)
     corners = torch.tensor(list(itertools.product((0.0, 0.5, 1.0), repeat=len(cells))))
     assert (code.encode(corners, torch.ones(len(cells))).amax(-1) > 0).all()

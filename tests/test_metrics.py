@@ -1,4 +1,5 @@
-"""Metrics against hand-computed cases, brute force over permutations, closed forms, simulated coverage, and bad calls."""
+"""Metrics against hand-computed cases, brute force over permutations, closed forms, simulated
+coverage, and bad calls."""
 import itertools, math, subprocess, sys
 
 import hypothesis.strategies as st
@@ -8,10 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from run_notebook import ROOT
-from ssl_nb.foundations import metrics
-from ssl_nb.foundations.geometry import angular_error, to_direction
-from ssl_nb.foundations.metrics import (Evaluation, Events, accuracy_within, associate, azimuth_errors, bootstrap_interval, by_distance, locata_measures,
-                                        mae, mean_angular_error_deg, median_error, ospa, position_errors, rmsae_deg, rmse, seld_frame_scores, seld_scores)
+from ssl_nb.workshop import metrics
+from ssl_nb.acoustics.geometry import angular_error, to_direction
+from ssl_nb.workshop.metrics import (Evaluation, accuracy_within, azimuth_errors,
+                                     bootstrap_interval, by_distance, mae, mean_angular_error_deg,
+                                     median_error, position_errors, rmsae_deg, rmse)
+from ssl_nb.workshop.field_measures import (Events, associate, locata_measures, ospa,
+                                            seld_frame_scores, seld_scores)
 
 settings.register_profile("house", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("house")
@@ -25,30 +29,35 @@ def at_deg(degrees, elevation_deg=0.0):
     return to_direction(degrees.deg2rad(), torch.full_like(degrees, math.radians(elevation_deg)))
 
 
-# --- errors --------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 @given(seeds, st.integers(1, 30), st.sampled_from([torch.float32, torch.float64]))
 def test_summaries_agree_with_numpy_and_keep_batches_and_type(seed, n, dtype):
     errors = drawn(seed, 2, 3, n).to(dtype)
-    for ours, theirs in ((mae, np.mean), (median_error, np.median), (rmse, lambda e, axis: np.sqrt(np.mean(e**2, axis)))):
+    for ours, theirs in ((mae, np.mean), (median_error, np.median),
+                         (rmse, lambda e, axis: np.sqrt(np.mean(e**2, axis)))):
         value = ours(errors)
         assert value.shape == (2, 3) and value.dtype == dtype
         np.testing.assert_allclose(value, theirs(errors.numpy(), axis=-1), rtol=1e-5)
         assert value[1, 2] == ours(errors[1, 2])
     assert (mae(errors) <= rmse(errors) + 1e-6).all()
-    np.testing.assert_allclose(accuracy_within(errors, 0.5), (errors.numpy() < 0.5).mean(-1), rtol=1e-6)
+    np.testing.assert_allclose(accuracy_within(errors, 0.5), (errors.numpy() < 0.5).mean(-1),
+                               rtol=1e-6)
 
 
 def test_accuracy_is_strict_and_positions_broadcast():
     assert accuracy_within(torch.tensor([0.1, 0.3, 0.5]), 0.5) == torch.tensor(2 / 3)
-    assert position_errors(torch.tensor([[[3.0, 4.0]], [[0.0, 0.0]]]), torch.zeros(5, 2)).tolist() == [[5.0] * 5, [0.0] * 5]
+    assert (position_errors(torch.tensor([[[3.0, 4.0]], [[0.0, 0.0]]]), torch.zeros(5, 2)).tolist()
+            == [[5.0] * 5, [0.0] * 5])
 
 
 @given(st.floats(-20, 20), st.floats(-3.1, 3.1), st.integers(-3, 3))
 def test_azimuth_errors_go_the_short_way(truth, off, turns):
     estimate = torch.tensor([truth + off + 2 * math.pi * turns], dtype=torch.float64)
-    torch.testing.assert_close(azimuth_errors(estimate, torch.tensor([truth], dtype=torch.float64)), torch.tensor([abs(off)], dtype=torch.float64), rtol=0, atol=1e-9)
-    tiny = azimuth_errors(torch.tensor([1e-6]), torch.tensor([0.0]))  # no rounding floor near zero in float32
+    torch.testing.assert_close(azimuth_errors(estimate, torch.tensor([truth], dtype=torch.float64)),
+                               torch.tensor([abs(off)], dtype=torch.float64), rtol=0, atol=1e-9)
+    # no rounding floor near zero in float32
+    tiny = azimuth_errors(torch.tensor([1e-6]), torch.tensor([0.0]))
     torch.testing.assert_close(tiny, torch.tensor([1e-6]), rtol=1e-3, atol=0)
 
 
@@ -58,7 +67,8 @@ def test_mean_never_exceeds_rmsae_and_padding_does_not_count(seed):
     active[:, 0] = True
     padded = torch.where(active, errors, torch.nan)  # what does not count may be anything
     assert mean_angular_error_deg(padded, active) <= rmsae_deg(padded, active) + 1e-9
-    by_hand = np.mean([np.degrees(np.sqrt(np.mean(e[a].numpy() ** 2))) for e, a in zip(errors, active)])
+    by_hand = np.mean([np.degrees(np.sqrt(np.mean(e[a].numpy() ** 2)))
+                       for e, a in zip(errors, active)])
     assert abs(rmsae_deg(padded, active) - by_hand) < 1e-9
     plain = np.mean([np.degrees(np.mean(e[a].numpy())) for e, a in zip(errors, active)])
     assert abs(mean_angular_error_deg(padded, active) - plain) < 1e-9
@@ -75,15 +85,19 @@ def test_by_distance_drops_nothing(seed, n):
     errors, distances = drawn(seed, n), 8 * drawn(seed + 1, n)
     table = by_distance(errors, distances, (1, 2.5, 4))
     assert table["count"].sum() == n
-    assert ("< 1" in table.index) == bool((distances < 1).any()) and (">= 4" in table.index) == bool((distances >= 4).any())
+    assert (("< 1" in table.index) == bool((distances < 1).any())
+            and (">= 4" in table.index) == bool((distances >= 4).any()))
     inside = errors[(distances >= 1) & (distances < 2.5)]
-    if len(inside): assert abs(table.loc["1 to 2.5", "rmse"] - rmse(inside)) < 1e-12 and abs(table.loc["1 to 2.5", "median"] - median_error(inside)) < 1e-12
+    if len(inside):
+        assert (abs(table.loc["1 to 2.5", "rmse"] - rmse(inside)) < 1e-12
+                and abs(table.loc["1 to 2.5", "median"] - median_error(inside)) < 1e-12)
     weighted = (table["mean"] * table["count"]).sum() / n
     assert abs(weighted - errors.mean()) < 1e-12
-    assert by_distance(errors[:1], torch.ones(1, dtype=torch.float64), (0, 1, 2))["count"].tolist() == [0, 1]  # an edge belongs to the bin above it
+    assert (by_distance(errors[:1], torch.ones(1, dtype=torch.float64), (0, 1, 2))["count"].tolist()
+            == [0, 1])  # an edge belongs to the bin above it
 
 
-# --- association and OSPA, by brute force over permutations --------------------------------------------------------
+# --- association and OSPA, by brute force over permutations ---------------------------------------
 
 def best_pairs(cost, allowed):
     "(number of pairs, sum of distances) of the best one-to-one pairing, trying them all."
@@ -91,7 +105,8 @@ def best_pairs(cost, allowed):
     best = (0, 0.0)
     for columns in itertools.permutations([*range(n), *[None] * m], m):
         pairs = [(i, j) for i, j in enumerate(columns) if j is not None]
-        if all(allowed[i, j] for i, j in pairs): best = min(best, (-len(pairs), sum(float(cost[i, j]) for i, j in pairs)))
+        if all(allowed[i, j] for i, j in pairs):
+            best = min(best, (-len(pairs), sum(float(cost[i, j]) for i, j in pairs)))
     return -best[0], best[1]
 
 
@@ -102,20 +117,24 @@ def test_association_is_the_best_of_all(seed, m, n, gate):
     assert chosen.shape == (3, m)
     for c, pick in zip(cost, chosen.tolist()):
         used = [j for j in pick if j >= 0]
-        assert len(set(used)) == len(used) and all(c[i, j] <= gate for i, j in enumerate(pick) if j >= 0)
+        assert len(set(used)) == len(used) and all(c[i, j] <= gate for i, j in enumerate(pick)
+                                                   if j >= 0)
         count, total = best_pairs(c, c <= gate)
-        assert len(used) == count and abs(sum(float(c[i, j]) for i, j in enumerate(pick) if j >= 0) - total) < 1e-9
+        assert (len(used) == count
+                and abs(sum(float(c[i, j]) for i, j in enumerate(pick) if j >= 0) - total) < 1e-9)
 
 
 def ospa_by_permutations(a, b, cutoff, order):
     if len(a) > len(b): a, b = b, a
     if len(b) == 0: return 0.0
     cut = [[min(cutoff, math.dist(x, y)) ** order for y in b] for x in a]
-    least = min(sum(cut[i][j] for i, j in enumerate(p)) for p in itertools.permutations(range(len(b)), len(a)))
+    least = min(sum(cut[i][j] for i, j in enumerate(p))
+                for p in itertools.permutations(range(len(b)), len(a)))
     return ((least + cutoff**order * (len(b) - len(a))) / len(b)) ** (1 / order)
 
 
-@given(seeds, st.integers(0, 4), st.integers(0, 4), st.floats(0.05, 2), st.sampled_from([1.0, 1.5, 2.0]))
+@given(seeds, st.integers(0, 4), st.integers(0, 4), st.floats(0.05, 2),
+       st.sampled_from([1.0, 1.5, 2.0]))
 def test_ospa_is_the_best_of_all_permutations(seed, n, m, cutoff, order):
     estimates, truth = drawn(seed, n, 2), drawn(seed + 1, m, 2)
     expected = ospa_by_permutations(estimates.tolist(), truth.tolist(), cutoff, order)
@@ -127,7 +146,8 @@ def test_ospa_is_the_best_of_all_permutations(seed, n, m, cutoff, order):
 def test_ospa_is_a_metric(seed, cutoff, order):
     a, b, c = drawn(seed, 2, 3), drawn(seed + 1, 3, 3), drawn(seed + 2, 1, 3)
     assert ospa(a, a.flip(0), cutoff, order) < 1e-12
-    assert ospa(a, c, cutoff, order) <= ospa(a, b, cutoff, order) + ospa(b, c, cutoff, order) + 1e-12
+    assert ospa(a, c, cutoff, order) <= ospa(a, b, cutoff,
+                                             order) + ospa(b, c, cutoff, order) + 1e-12
 
 
 def test_ospa_masks_batches_and_directions():
@@ -135,38 +155,49 @@ def test_ospa_masks_batches_and_directions():
     present, active = drawn(2, 5, 3) < 0.5, drawn(3, 5, 2) < 0.7
     hidden = torch.where(present[..., None], estimates, torch.nan)
     batched = ospa(hidden, truth, 0.4, 1.0, present, active)
-    for k in range(5): assert abs(batched[k] - ospa(estimates[k][present[k]], truth[k][active[k]], 0.4)) < 1e-12
+    for k in range(5):
+        assert abs(batched[k] - ospa(estimates[k][present[k]], truth[k][active[k]], 0.4)) < 1e-12
     assert ospa(torch.zeros(0, 3, 2), torch.zeros(0, 2, 2), 1.0).shape == (0,)
-    assert abs(ospa(at_deg([20.0]), at_deg([10.0]), 1.0, distance=angular_error) - math.radians(10)) < 1e-9
+    assert abs(ospa(at_deg([20.0]), at_deg([10.0]), 1.0, distance=angular_error)
+               - math.radians(10)) < 1e-9
 
 
-# --- LOCATA --------------------------------------------------------------------------------------------------------
+# --- LOCATA ---------------------------------------------------------------------------------------
 
 def test_two_talkers_by_hand():
-    times = torch.arange(8) * 0.5 + 10  # eight stamps of half a second; the clock does not start at 0
+    # eight stamps of half a second; the clock does not start at 0
+    times = torch.arange(8) * 0.5 + 10
     truth = torch.stack([at_deg([0.0] * 8), at_deg([60.0] * 8, 10)])
     active = torch.tensor([[1, 1, 1, 1, 0, 0, 1, 1], [0, 0, 1, 1, 1, 1, 0, 0]]).bool()
     estimates = torch.stack([at_deg([5.0] * 8), at_deg([56.0] * 8, 12), at_deg([-150.0] * 8)])
-    present = torch.tensor([[0, 1, 1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0, 1, 0]]).bool()
+    present = torch.tensor([[0, 1, 1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 1, 0, 0],
+                            [0, 0, 0, 0, 0, 0, 1, 0]]).bool()
     m = locata_measures(times, truth, active, estimates, present)
     assert abs(m.detection_probability - 5 / 10) < 1e-12  # 3 of 4, 0 of 2, 2 of 4
-    assert abs(m.false_alarm_rate - 2 / 4) < 1e-12  # track 0 at stamp 4 (its talker is silent, 60 degrees are beyond the gate), track 2 at stamp 6
+    # track 0 at stamp 4 (its talker is silent, 60 degrees are beyond the gate), track 2 at stamp 6
+    assert abs(m.false_alarm_rate - 2 / 4) < 1e-12
     assert abs(m.false_alarm_rate_active - 2 / 4) < 1e-12
     assert m.periods.start.tolist() == [10.0, 13.0, 11.0] and m.periods.source.tolist() == [0, 0, 1]
     assert m.periods.track_latency.tolist() == [0.5, 1.0, 0.5]  # never detected: the whole stretch
     assert abs(m.track_latency - 2 / 3) < 1e-12 and m.swap_rate == 0
-    assert abs(m.fragmentation_rate - 1 / 5) < 1e-12  # source 1 is lost at stamp 4 and found again at 5; ten stamps are 5 s
-    assert abs(m.azimuth_error_deg - (3 * 5 + 2 * 4) / 5) < 1e-9 and abs(m.elevation_error_deg - 2 * 2 / 5) < 1e-9
-    stamps = [30, 5, (5 + 30) / 2, (5 + 4) / 2, 30, 4, 30, 30]  # 0: missed; 4: 55 degrees cost the cut-off; 6: 150 degrees off
+    # source 1 is lost at stamp 4 and found again at 5; ten stamps are 5 s
+    assert abs(m.fragmentation_rate - 1 / 5) < 1e-12
+    assert (abs(m.azimuth_error_deg - (3 * 5 + 2 * 4) / 5) < 1e-9
+            and abs(m.elevation_error_deg - 2 * 2 / 5) < 1e-9)
+    # 0: missed; 4: 55 degrees cost the cut-off; 6: 150 degrees off
+    stamps = [30, 5, (5 + 30) / 2, (5 + 4) / 2, 30, 4, 30, 30]
     assert abs(m.ospa_deg - np.mean(stamps)) < 1e-9
 
 
 def test_azimuths_wrap_and_the_gate_decides():
     times, on = torch.arange(4.0), torch.ones(1, 4).bool()
-    measures = lambda gate: locata_measures(times, at_deg([175.0] * 4)[None], on, at_deg([-170.0] * 4)[None], on, gate)
-    assert abs(measures(30.0).azimuth_error_deg - 15) < 1e-9 and measures(30.0).detection_probability == 1
+    measures = lambda gate: locata_measures(times, at_deg([175.0] * 4)[None], on,
+                                            at_deg([-170.0] * 4)[None], on, gate)
+    assert (abs(measures(30.0).azimuth_error_deg - 15) < 1e-9
+            and measures(30.0).detection_probability == 1)
     narrow = measures(10.0)
-    assert narrow.detection_probability == 0 and narrow.false_alarm_rate == 1 and math.isnan(narrow.azimuth_error_deg) and narrow.track_latency == 4
+    assert (narrow.detection_probability == 0 and narrow.false_alarm_rate == 1
+            and math.isnan(narrow.azimuth_error_deg) and narrow.track_latency == 4)
 
 
 def test_identity_is_remembered_over_pauses_and_gaps():
@@ -177,14 +208,17 @@ def test_identity_is_remembered_over_pauses_and_gaps():
     assert abs(locata_measures(times, truth, active, estimates, new).swap_rate - 1 / 6) < 1e-12
     kept = locata_measures(times, truth, active, estimates, same)
     assert kept.swap_rate == 0 and abs(kept.fragmentation_rate - 1 / 6) < 1e-12
-    coasting = locata_measures(times, truth, active, estimates[:1], torch.ones(1, 9).bool())  # goes on through the pause
+    # goes on through the pause
+    coasting = locata_measures(times, truth, active, estimates[:1], torch.ones(1, 9).bool())
     assert abs(coasting.false_alarm_rate - 3 / 9) < 1e-12 and coasting.false_alarm_rate_active == 0
 
 
 def test_no_tracks_at_all_and_absent_directions_may_be_nan():
     times, active = torch.arange(5.0), torch.ones(2, 5).bool()
-    nothing = locata_measures(times, at_deg([[0.0] * 5, [90.0] * 5]), active, torch.zeros(0, 5, 3), torch.zeros(0, 5).bool())
-    assert nothing.detection_probability == nothing.false_alarm_rate == 0 and abs(nothing.ospa_deg - 30) < 1e-9 and nothing.track_latency == 5
+    nothing = locata_measures(times, at_deg([[0.0] * 5, [90.0] * 5]), active, torch.zeros(0, 5, 3),
+                              torch.zeros(0, 5).bool())
+    assert (nothing.detection_probability == nothing.false_alarm_rate == 0
+            and abs(nothing.ospa_deg - 30) < 1e-9 and nothing.track_latency == 5)
     estimates, present = at_deg([[0.0] * 5]), torch.tensor([[1, 0, 1, 1, 1]]).bool()
     estimates[0, 1] = torch.nan
     half = locata_measures(times, at_deg([[0.0] * 5, [90.0] * 5]), active, estimates, present)
@@ -198,30 +232,36 @@ def test_more_noise_is_never_a_higher_detection_and_order_of_tracks_is_free(seed
     estimates, present = 3 * drawn(seed + 2, 3, 12), drawn(seed + 3, 3, 12) < 0.7
     flat = lambda x: to_direction(x, torch.zeros_like(x))
     a = locata_measures(torch.arange(12.0), flat(truth), active, flat(estimates), present)
-    b = locata_measures(torch.arange(12.0), flat(truth), active, flat(estimates).flip(0), present.flip(0))
+    b = locata_measures(torch.arange(12.0), flat(truth), active, flat(estimates).flip(0),
+                        present.flip(0))
     np.testing.assert_allclose(a[:-1], b[:-1], rtol=0, atol=1e-9)
-    pairs = sum(best_pairs(azimuth_errors(estimates[present[:, t], t][None], truth[active[:, t], t][:, None]), azimuth_errors(
-        estimates[present[:, t], t][None], truth[active[:, t], t][:, None]) <= math.radians(30))[0] for t in range(12) if active[:, t].any() and present[:, t].any())
+    pairs = sum(best_pairs(azimuth_errors(estimates[present[:, t], t][None],
+                                          truth[active[:, t], t][:, None]), azimuth_errors(
+        estimates[present[:, t], t][None], truth[active[:, t], t][:, None]) <= math.radians(30))[0]
+                for t in range(12) if active[:, t].any() and present[:, t].any())
     assert abs(a.detection_probability - pairs / int(active.sum())) < 1e-12
     assert abs(a.false_alarm_rate - (int(present.sum()) - pairs) / 12) < 1e-12
 
 
-# --- SELD ----------------------------------------------------------------------------------------------------------
+# --- SELD -----------------------------------------------------------------------------------------
 
 def random_events(seed, frames=14, classes=3, most=2):
     "Up to `most` events of each class in each frame."
     g = generator(seed)
-    rows = [(f, c) for f in range(frames) for c in range(classes) for _ in range(int(torch.randint(most + 2, (1,), generator=g)) - 1)] or [(0, 0)]
+    rows = [(f, c) for f in range(frames) for c in range(classes)
+            for _ in range(int(torch.randint(most + 2, (1,), generator=g)) - 1)] or [(0, 0)]
     frame, label = torch.tensor(rows).T
     azimuth, elevation = 1.2 * torch.rand(2, len(rows), generator=g, dtype=torch.float64)
-    return Events(frame, label, to_direction(azimuth, elevation), 0.5 + 3 * torch.rand(len(rows), generator=g, dtype=torch.float64))
+    return Events(frame, label, to_direction(azimuth, elevation),
+                  0.5 + 3 * torch.rand(len(rows), generator=g, dtype=torch.float64))
 
 
 def pairs_by_permutations(truth, estimates, frame, label):
     "Rows (i, j, angle in degrees) of the cheapest pairing in one frame and class, trying all."
     rows = lambda e: [k for k in range(len(e.frame)) if e.frame[k] == frame and e.label[k] == label]
     i, j = rows(truth), rows(estimates)
-    angle = lambda a, b: math.degrees(float(angular_error(truth.direction[a], estimates.direction[b])))
+    angle = lambda a, b: math.degrees(float(angular_error(truth.direction[a],
+                                                          estimates.direction[b])))
     if len(i) <= len(j): options = [list(zip(i, p)) for p in itertools.permutations(j, len(i))]
     else: options = [sorted(zip(p, j)) for p in itertools.permutations(i, len(j))]
     best = min(options, key=lambda pairs: sum(angle(*p) for p in pairs))
@@ -262,7 +302,8 @@ def seld_2023_by_loops(estimates, truth, classes, per_segment, threshold):
 def test_seld_scores_against_loops_and_permutations(seed, per_segment, threshold):
     truth, estimates = random_events(seed), random_events(seed + 1)
     ours = seld_scores(estimates, truth, 4, per_segment, threshold)  # class 3 never occurs
-    np.testing.assert_allclose(ours[:-1], seld_2023_by_loops(estimates, truth, 4, per_segment, threshold), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(ours[:-1], seld_2023_by_loops(estimates, truth, 4, per_segment,
+                                                             threshold), rtol=0, atol=1e-9)
     assert ours.classes.loc[3].tolist() == [0, 180, 0]
 
 
@@ -276,13 +317,17 @@ def test_frame_scores_against_loops_and_permutations(seed):
         angles, relative = [], []
         for frame in range(8):
             i, j, pairs = pairs_by_permutations(truth, estimates, frame, c)
-            far = [abs(float(estimates.distance[b] - truth.distance[a])) / float(truth.distance[a]) for a, b, _ in pairs]
+            far = [abs(float(estimates.distance[b] - truth.distance[a])) / float(truth.distance[a])
+                   for a, b, _ in pairs]
             good = [angle <= 20 and r <= 0.5 for (_, _, angle), r in zip(pairs, far)]
             right += sum(good); wrong += len(good) - sum(good); count += abs(len(i) - len(j))
             angles += [angle for *_, angle in pairs]; relative += far
-        f.append(right / max(right + wrong + count / 2, 1e-12)); doae.append(np.mean(angles or np.nan)); rde.append(np.mean(relative or np.nan))
+        f.append(right / max(right + wrong + count / 2, 1e-12))
+        doae.append(np.mean(angles or np.nan))
+        rde.append(np.mean(relative or np.nan))
     ours = seld_frame_scores(estimates, truth, 3, max_relative=0.5)
-    np.testing.assert_allclose(ours[:-1], [np.mean(f), np.nanmean(doae), np.nanmean(rde)], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(ours[:-1], [np.mean(f), np.nanmean(doae), np.nanmean(rde)], rtol=0,
+                               atol=1e-9)
 
 
 def test_two_events_of_one_class_are_paired_by_the_least_sum():
@@ -292,11 +337,13 @@ def test_two_events_of_one_class_are_paired_by_the_least_sum():
     assert scores.f == 1 and abs(scores.le_deg - 3) < 1e-6 and scores.er == 0 and scores.lr == 1
     one = Events(torch.tensor([0]), torch.tensor([0]), at_deg([29.0]))
     half = seld_scores(one, truth, 1)
-    assert abs(half.f - 1 / 1.5) < 1e-12 and half.lr == 0.5 and half.er == 0.5  # one hit, one missed
+    # one hit, one missed
+    assert abs(half.f - 1 / 1.5) < 1e-12 and half.lr == 0.5 and half.er == 0.5
 
 
 def test_nothing_reported():
-    none = Events(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0, 3, dtype=torch.float64), torch.zeros(0, dtype=torch.float64))
+    none = Events(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long),
+                  torch.zeros(0, 3, dtype=torch.float64), torch.zeros(0, dtype=torch.float64))
     truth = random_events(0)
     scores = seld_scores(none, truth, 3)
     assert scores[:-1] == (1.0, 0.0, 180.0, 0.0, 1.0)
@@ -304,7 +351,7 @@ def test_nothing_reported():
     assert frame.f == 0 and math.isnan(frame.doae_deg) and math.isnan(frame.rde)
 
 
-# --- intervals and evaluations -------------------------------------------------------------------------------------
+# --- intervals and evaluations --------------------------------------------------------------------
 
 @pytest.mark.parametrize("statistic, true", [(mae, 5.0), (median_error, 5.0)])
 def test_coverage_of_the_interval(statistic, true):
@@ -313,7 +360,8 @@ def test_coverage_of_the_interval(statistic, true):
     for k, x in enumerate(values):
         low, high = bootstrap_interval(x, statistic, n=300, seed=k)
         hits += low <= true <= high
-    assert abs(hits / trials - 0.95) < 3 * math.sqrt(0.95 * 0.05 / trials) + 0.005  # Monte Carlo, and the known narrowness of percentiles
+    # Monte Carlo, and the known narrowness of percentiles
+    assert abs(hits / trials - 0.95) < 3 * math.sqrt(0.95 * 0.05 / trials) + 0.005
 
 
 def test_coverage_when_recordings_are_drawn():
@@ -321,44 +369,58 @@ def test_coverage_when_recordings_are_drawn():
     recording = torch.arange(recordings).repeat_interleave(frames)
     for k in range(trials):
         g = generator(k)
-        errors = (5 + torch.randn(recordings, 1, generator=g) + 0.5 * torch.randn(recordings, frames, generator=g)).flatten().abs()
+        errors = (5 + torch.randn(recordings, 1, generator=g)
+                  + 0.5 * torch.randn(recordings, frames, generator=g)).flatten().abs()
         low, high = bootstrap_interval(errors, mae, n=200, seed=k, groups=recording)
         hits += low <= 5 <= high
         low, high = bootstrap_interval(errors, mae, n=200, seed=k)
         naive += low <= 5 <= high
-    assert abs(hits / trials - 0.95) < 3 * math.sqrt(0.95 * 0.05 / trials) + 0.01 and naive / trials < 0.6
+    assert (abs(hits / trials - 0.95) < 3 * math.sqrt(0.95 * 0.05 / trials) + 0.01
+            and naive / trials < 0.6)
 
 
 def test_interval_is_seeded_and_level_widens_it():
     x = torch.rand(50, generator=generator(0))
-    assert bootstrap_interval(x, rmse, seed=3) == bootstrap_interval(x, rmse, seed=3) != bootstrap_interval(x, rmse, seed=4)
-    (low, high), (lower, higher) = bootstrap_interval(x, level=0.8), bootstrap_interval(x, level=0.99)
+    assert (bootstrap_interval(x, rmse, seed=3) == bootstrap_interval(x, rmse, seed=3)
+            != bootstrap_interval(x, rmse, seed=4))
+    (low,
+     high), (lower, higher) = bootstrap_interval(x, level=0.8), bootstrap_interval(x, level=0.99)
     assert lower < low < high < higher
-    own = bootstrap_interval(x, mae, seed=5, groups=torch.arange(50))  # recordings of one value each are values
+    # recordings of one value each are values
+    own = bootstrap_interval(x, mae, seed=5, groups=torch.arange(50))
     np.testing.assert_allclose(own, bootstrap_interval(x, mae, seed=5), atol=0.02)
     many = torch.rand(9000, generator=generator(1))  # drawn in several chunks
-    np.testing.assert_allclose(bootstrap_interval(many, mae), [0.5 - 1.96 / math.sqrt(12 * 9000), 0.5 + 1.96 / math.sqrt(12 * 9000)], atol=0.01)
+    np.testing.assert_allclose(bootstrap_interval(many, mae),
+                               [0.5 - 1.96 / math.sqrt(12 * 9000),
+                                0.5 + 1.96 / math.sqrt(12 * 9000)], atol=0.01)
 
 
 def test_evaluation_counts_everything_and_merges():
-    parts = [(torch.tensor([0.1, 0.5]), "a", 0.2, "x"), (torch.tensor([[0.2], [0.9]]), "b", 0.2, "y"), (torch.tensor([0.4]), "a", 0.6, "x")]
+    parts = [(torch.tensor([0.1, 0.5]), "a", 0.2, "x"),
+             (torch.tensor([[0.2], [0.9]]), "b", 0.2, "y"), (torch.tensor([0.4]), "a", 0.6, "x")]
     whole, left, right = Evaluation(0.45), Evaluation(0.45), Evaluation(0.45)
     for k, (errors, recording, t60, room) in enumerate(parts):
-        for e in (whole, left if k == 0 else right): e.add(errors, recording=recording, t60=t60, room=room)
+        for e in (whole, left if k == 0 else right):
+            e.add(errors, recording=recording, t60=t60, room=room)
     table = whole.table(by=["t60", "room"])
-    assert table.n.tolist() == [2, 2, 1] and table.units.tolist() == [1, 1, 1] and table.low.isna().all()  # one recording tells nothing about the next
-    assert table.loc[(0.2, "x")]["mean"] == pytest.approx(0.3) and table.loc[(0.2, "x")].accuracy == 0.5
+    assert (table.n.tolist() == [2, 2, 1] and table.units.tolist() == [1, 1, 1]
+            and table.low.isna().all())  # one recording tells nothing about the next
+    assert (table.loc[(0.2, "x")]["mean"] == pytest.approx(0.3)
+            and table.loc[(0.2, "x")].accuracy == 0.5)
     pd.testing.assert_frame_equal((left + right).table(by=["t60", "room"]), table)
     total = whole.table()
     assert total.index.tolist() == ["all"] and total.n.item() == 5 and total.units.item() == 2
-    assert total["median"].item() == pytest.approx(0.4) and total.rmse.item() == pytest.approx(math.sqrt((0.01 + 0.25 + 0.04 + 0.81 + 0.16) / 5))
-    assert total.low.item() == pytest.approx(np.mean([0.1, 0.5, 0.4])) and total.high.item() == pytest.approx(0.55)  # b, b is 0.55; a, a is 1 / 3
+    assert (total["median"].item() == pytest.approx(0.4) and total.rmse.item()
+            == pytest.approx(math.sqrt((0.01 + 0.25 + 0.04 + 0.81 + 0.16) / 5)))
+    assert (total.low.item() == pytest.approx(np.mean([0.1, 0.5, 0.4]))
+            and total.high.item() == pytest.approx(0.55))  # b, b is 0.55; a, a is 1 / 3
 
 
 def test_evaluation_without_recordings_and_one_value_each():
     e = Evaluation(5.0).add(torch.rand(400, generator=generator(0)) * 10, t60=torch.arange(400) % 2)
     table = e.table("t60")
-    assert table.units.tolist() == [200, 200] and (table.high - table.low < 2).all() and table.index.tolist() == [0, 1]
+    assert (table.units.tolist() == [200, 200] and (table.high - table.low < 2).all()
+            and table.index.tolist() == [0, 1])
     with pytest.raises(ValueError, match="distances: 400 of 400"): e.by_distance()
     assert (Evaluation(5.0) + e).table("t60").equals(table)
     far = Evaluation(1.0).add(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 6.0])).by_distance()
@@ -373,7 +435,7 @@ def test_same_table_whatever_the_rows_around_it():
     assert before.equals(after)
 
 
-# --- bad calls -----------------------------------------------------------------------------------------------------
+# --- bad calls ------------------------------------------------------------------------------------
 
 E = torch.tensor([0.1, 0.2, 0.3])
 ON, T3 = torch.ones(1, 3).bool(), torch.arange(3.0)
@@ -381,50 +443,72 @@ D3 = at_deg([[0.0, 0.0, 0.0]])
 EV = Events(torch.tensor([0]), torch.tensor([1]), at_deg([0.0]), torch.tensor([1.0]))
 
 @pytest.mark.parametrize("call, words", [
-    (lambda: position_errors(torch.tensor([[1.0, torch.nan]]), torch.zeros(2)), r"estimates: nan at index \[0, 1\]"),
-    (lambda: position_errors(torch.zeros(2), torch.tensor([torch.inf, 0.0])), "truth: inf"), (lambda: mae(torch.zeros(0)), "errors: shape"),
-    (lambda: rmse(torch.tensor([-1.0])), "errors: -1"), (lambda: median_error(torch.tensor([torch.nan])), "errors: nan"),
-    (lambda: accuracy_within(E, 0.0), "radius=0.0"), (lambda: azimuth_errors(E * torch.inf, E), "estimates: inf"),
-    (lambda: rmsae_deg(E, torch.zeros(3).bool()), "has no active frame"), (lambda: rmsae_deg(torch.tensor([[1.0], [torch.nan]])), "errors: nan"),
-    (lambda: by_distance(E, -E), "distances: -0.3"), (lambda: by_distance(E, E, (2, 1)), "edges="), (lambda: by_distance(E, E, (2,)), "edges="),
-    (lambda: ospa(torch.zeros(1, 2), torch.zeros(1, 2), 0.0), "cutoff=0.0"), (lambda: ospa(torch.zeros(1, 2), torch.zeros(1, 2), 1.0, 0.5), "order=0.5"),
+    (lambda: position_errors(torch.tensor([[1.0, torch.nan]]),
+                             torch.zeros(2)), r"estimates: nan at index \[0, 1\]"),
+    (lambda: position_errors(torch.zeros(2), torch.tensor([torch.inf, 0.0])), "truth: inf"),
+    (lambda: mae(torch.zeros(0)), "errors: shape"),
+    (lambda: rmse(torch.tensor([-1.0])), "errors: -1"),
+    (lambda: median_error(torch.tensor([torch.nan])), "errors: nan"),
+    (lambda: accuracy_within(E, 0.0), "radius=0.0"),
+    (lambda: azimuth_errors(E * torch.inf, E), "estimates: inf"),
+    (lambda: rmsae_deg(E, torch.zeros(3).bool()), "has no active frame"),
+    (lambda: rmsae_deg(torch.tensor([[1.0], [torch.nan]])), "errors: nan"),
+    (lambda: by_distance(E, -E), "distances: -0.3"), (lambda: by_distance(E, E, (2, 1)), "edges="),
+    (lambda: by_distance(E, E, (2,)), "edges="),
+    (lambda: ospa(torch.zeros(1, 2), torch.zeros(1, 2), 0.0), "cutoff=0.0"),
+    (lambda: ospa(torch.zeros(1, 2), torch.zeros(1, 2), 1.0, 0.5), "order=0.5"),
     (lambda: ospa(torch.zeros(1, 2) / 0, torch.zeros(1, 2), 1.0), "estimates: nan"),
-    (lambda: locata_measures(T3.flip(0), D3, ON, D3, ON), "times"), (lambda: locata_measures(T3, D3, ~ON, D3, ON), "no source is ever active"),
-    (lambda: locata_measures(T3, D3, ON, D3, ON, 0.0), "gate_deg=0.0"), (lambda: locata_measures(T3, D3 * torch.nan, ON, D3, ON), "truth: nan"),
+    (lambda: locata_measures(T3.flip(0), D3, ON, D3, ON), "times"),
+    (lambda: locata_measures(T3, D3, ~ON, D3, ON), "no source is ever active"),
+    (lambda: locata_measures(T3, D3, ON, D3, ON, 0.0), "gate_deg=0.0"),
+    (lambda: locata_measures(T3, D3 * torch.nan, ON, D3, ON), "truth: nan"),
     (lambda: locata_measures(T3, D3, ON, D3 * torch.nan, ON), "estimates: nan"),
-    (lambda: seld_scores(EV, EV, 1), "labels from 1 to 1"), (lambda: seld_scores(EV, EV._replace(frame=torch.tensor([-1])), 2), "truth: frame -1"),
-    (lambda: seld_scores(EV._replace(direction=torch.zeros(1, 3)), EV, 2), "length 0"), (lambda: seld_scores(EV, EV, 2, 0), "frames_per_segment=0"),
-    (lambda: seld_scores(EV, EV._replace(direction=EV.direction * torch.nan), 2), "truth.direction: nan"),
+    (lambda: seld_scores(EV, EV, 1), "labels from 1 to 1"),
+    (lambda: seld_scores(EV, EV._replace(frame=torch.tensor([-1])), 2), "truth: frame -1"),
+    (lambda: seld_scores(EV._replace(direction=torch.zeros(1, 3)), EV, 2), "length 0"),
+    (lambda: seld_scores(EV, EV, 2, 0), "frames_per_segment=0"),
+    (lambda: seld_scores(EV, EV._replace(direction=EV.direction * torch.nan),
+                         2), "truth.direction: nan"),
     (lambda: seld_frame_scores(EV._replace(distance=None), EV, 2), "estimates: has no distance"),
     (lambda: seld_frame_scores(EV, EV._replace(distance=torch.tensor([0.0])), 2), "distance 0 m"),
     (lambda: seld_scores(EV, EV._replace(label=torch.tensor([0, 1])), 2), "equally long"),
     (lambda: seld_scores(EV, Events(*(x[:0] for x in EV)), 2), "truth: no events"),
-    (lambda: bootstrap_interval(E[:1]), "values: 1 to draw from"), (lambda: bootstrap_interval(E, groups=torch.zeros(3).long()), "groups: 1 to draw"),
-    (lambda: bootstrap_interval(E, level=1.0), "level=1.0"), (lambda: bootstrap_interval(E, n=10), "n=10"),
-    (lambda: Evaluation(0.0), "radius=0.0"), (lambda: Evaluation(1.0).table(), "nothing has been added"),
-    (lambda: Evaluation(1.0).add(E, t60=1).add(E, snr=2), "conditions: "), (lambda: Evaluation(1.0).add(E, t60=1).table("snr"), "by: "),
-    (lambda: Evaluation(1.0).add(E, error=1), "own columns"), (lambda: Evaluation(1.0).add(E, t60=[1, 2]), "t60: 2 values for 3"),
-    (lambda: Evaluation(1.0).add(E, recording=["a"]), "recording: 1 values"), (lambda: Evaluation(1.0) + Evaluation(2.0), "radius: 1.0 and 2.0"),
+    (lambda: bootstrap_interval(E[:1]), "values: 1 to draw from"),
+    (lambda: bootstrap_interval(E, groups=torch.zeros(3).long()), "groups: 1 to draw"),
+    (lambda: bootstrap_interval(E, level=1.0), "level=1.0"),
+    (lambda: bootstrap_interval(E, n=10), "n=10"),
+    (lambda: Evaluation(0.0), "radius=0.0"),
+    (lambda: Evaluation(1.0).table(), "nothing has been added"),
+    (lambda: Evaluation(1.0).add(E, t60=1).add(E, snr=2), "conditions: "),
+    (lambda: Evaluation(1.0).add(E, t60=1).table("snr"), "by: "),
+    (lambda: Evaluation(1.0).add(E, error=1), "own columns"),
+    (lambda: Evaluation(1.0).add(E, t60=[1, 2]), "t60: 2 values for 3"),
+    (lambda: Evaluation(1.0).add(E, recording=["a"]), "recording: 1 values"),
+    (lambda: Evaluation(1.0) + Evaluation(2.0), "radius: 1.0 and 2.0"),
 ])
 def test_bad_calls_are_refused_in_words(call, words):
     with pytest.raises(ValueError, match=words): call()
 
 
 def test_importing_metrics_leaves_plots_alone():
-    code = "import sys; from ssl_nb.foundations import metrics; print([m for m in ('matplotlib', 'pyroomacoustics', 'anywidget') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip() == "[]"
+    code = ("import sys; from ssl_nb.workshop import metrics; print([m for m in ('matplotlib', "
+            "'pyroomacoustics', 'anywidget') if m in sys.modules])")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
+                          check=True).stdout.strip() == "[]"
 
 
-# --- timing --------------------------------------------------------------------------------------------------------
+# --- timing ---------------------------------------------------------------------------------------
 
 def test_warm_up_calls_do_not_count_and_one_slow_call_does_not_move_the_median(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("ssl_nb.foundations.metrics.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("ssl_nb.workshop.metrics.time.perf_counter", lambda: now[0])
     durations = iter([9.0, 9.0, 1.0, 2.0, 100.0, 1.0, 2.0])
     def action(): now[0] += next(durations)
-    assert metrics.time_calls(action, repeats=5, warmup=2) == (2.0, 1.0, 2.0) and next(durations, None) is None
+    assert (metrics.time_calls(action, repeats=5, warmup=2) == (2.0, 1.0, 2.0)
+            and next(durations, None) is None)
 
 
-@pytest.mark.parametrize("options, words", [({"repeats": 0}, "repeats=0"), ({"warmup": -1}, "warmup=-1")])
+@pytest.mark.parametrize("options, words",
+                         [({"repeats": 0}, "repeats=0"), ({"warmup": -1}, "warmup=-1")])
 def test_bad_timings_are_refused(options, words):
     with pytest.raises(ValueError, match=words): metrics.time_calls(lambda: None, **options)

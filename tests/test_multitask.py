@@ -1,4 +1,5 @@
-"""Several tasks in one net: what the chapter cannot show, namely bad input, invariances, gradients and reference formulas."""
+"""Several tasks in one net: what the chapter cannot show, namely bad input, invariances, gradients
+and reference formulas."""
 import math
 
 import numpy as np
@@ -10,12 +11,13 @@ from hypothesis import given, settings, strategies as st
 from torch.utils.data import DataLoader
 
 from ssl_nb.end_to_end import multitask as mt
-from ssl_nb.foundations.training import fit
+from ssl_nb.workshop.training import fit
 
 SIZE, SMALL = (5.0, 4.0, 3.0), {"size": (5.0, 4.0, 3.0), "widths": (8, 12, 16)}
 
 
-def randn(*shape, seed=0, dtype=torch.float32): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+def randn(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def net(kind, **options):
@@ -23,25 +25,29 @@ def net(kind, **options):
     return kind(**(SMALL | options)).eval()
 
 
-# --- SI-SDR --------------------------------------------------------------------------------------------------------
+# --- SI-SDR ---------------------------------------------------------------------------------------
 
 def test_si_sdr_is_a_function_of_the_angle_alone():
     a, n = randn(2, 7, 500, dtype=torch.float64)
     b = 0.3 * a + n
-    cosine = np.array([np.corrcoef(x, y)[0, 1] for x, y in zip(a, b)])  # NumPy's correlation removes means, too
-    np.testing.assert_allclose(mt.si_sdr(a, b), 10 * np.log10(cosine**2 / (1 - cosine**2)), atol=1e-4)
+    # NumPy's correlation removes means, too
+    cosine = np.array([np.corrcoef(x, y)[0, 1] for x, y in zip(a, b)])
+    np.testing.assert_allclose(mt.si_sdr(a, b), 10 * np.log10(cosine**2 / (1 - cosine**2)),
+                               atol=1e-4)
 
 
 @settings(max_examples=30, deadline=None)
 @given(scale=st.floats(1e-3, 1e3), offset=st.floats(-10, 10), seed=st.integers(0, 99))
 def test_si_sdr_ignores_level_sign_and_offset(scale, offset, seed):
     a, b = randn(2, 300, seed=seed, dtype=torch.float64)
-    for x, y in ((-scale * a + offset, b), (a, -scale * b + offset)): torch.testing.assert_close(mt.si_sdr(x, y), mt.si_sdr(a, b), rtol=0, atol=1e-4)
+    for x, y in ((-scale * a + offset, b), (a, -scale * b + offset)):
+        torch.testing.assert_close(mt.si_sdr(x, y), mt.si_sdr(a, b), rtol=0, atol=1e-4)
 
 
 def test_si_sdr_of_a_perfect_or_useless_estimate_is_finite_and_has_a_gradient():
     s = randn(200, dtype=torch.float64)
-    n = torch.linalg.qr(torch.stack([torch.ones(200, dtype=torch.float64), s, randn(200, seed=1, dtype=torch.float64)], 1)).Q[:, 2]
+    n = torch.linalg.qr(torch.stack([torch.ones(200, dtype=torch.float64), s,
+                                     randn(200, seed=1, dtype=torch.float64)], 1)).Q[:, 2]
     for estimate, least, most in ((s, 90, 110), (n, -110, -90)):
         x = estimate.clone().requires_grad_()
         value = mt.si_sdr(x, s)
@@ -63,7 +69,7 @@ def test_si_sdr_refuses_silence_and_unequal_lengths():
     with pytest.raises(ValueError, match="99 samples, references: 100"): mt.si_sdr(s[:, :99], s)
 
 
-# --- order ---------------------------------------------------------------------------------------------------------
+# --- order ----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_best_permutation_is_the_assignment_of_scipy(n):
@@ -81,25 +87,32 @@ def test_in_order_puts_values_of_any_shape():
     order = torch.tensor([[2, 0, 1], [0, 1, 2]])
     for shape in ((), (3,), (2, 5)):
         values = randn(2, 3, *shape)
-        assert torch.equal(mt.in_order(values, order), torch.stack([v[o] for v, o in zip(values, order)]))
+        assert torch.equal(mt.in_order(values, order),
+                           torch.stack([v[o] for v, o in zip(values, order)]))
 
 
 def test_one_order_serves_both_tasks():
-    truth = {"sources": 4 * randn(20, 3, 3).abs(), "images": randn(20, 3, 400), "audio": torch.zeros(20)}
-    shuffle = torch.stack([torch.randperm(3, generator=torch.Generator().manual_seed(k)) for k in range(20)])
-    outputs = {"positions": mt.in_order(truth["sources"], shuffle), "signals": mt.in_order(truth["images"], shuffle)}
-    loss = mt.MultiTaskLoss({"position": mt.pair_position_costs, "signal": mt.pair_signal_costs}, permuted=True)
+    truth = {"sources": 4 * randn(20, 3, 3).abs(), "images": randn(20, 3, 400),
+             "audio": torch.zeros(20)}
+    shuffle = torch.stack([torch.randperm(3, generator=torch.Generator().manual_seed(k))
+                           for k in range(20)])
+    outputs = {"positions": mt.in_order(truth["sources"], shuffle),
+               "signals": mt.in_order(truth["images"], shuffle)}
+    loss = mt.MultiTaskLoss({"position": mt.pair_position_costs, "signal": mt.pair_signal_costs},
+                            permuted=True)
     costs = {name: task(outputs, truth) for name, task in loss.tasks.items()}
     order = loss.order(costs)
-    assert torch.equal(mt.in_order(outputs["positions"], order), truth["sources"]) and torch.equal(mt.in_order(outputs["signals"], order), truth["images"])
+    assert (torch.equal(mt.in_order(outputs["positions"], order), truth["sources"])
+            and torch.equal(mt.in_order(outputs["signals"], order), truth["images"]))
     parts = loss(lambda audio: outputs, truth)
     assert parts["position"] == 0 and parts["signal"] < -90
-    crossed = outputs | {"signals": outputs["signals"].flip(1)}  # positions in one order, signals in another
+    # positions in one order, signals in another
+    crossed = outputs | {"signals": outputs["signals"].flip(1)}
     parts = loss(lambda audio: crossed, truth)
     assert parts["position"] > 0.1 or parts["signal"] > 0
 
 
-# --- separation ----------------------------------------------------------------------------------------------------
+# --- separation -----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("decoder", ["mask", "draw"])
 @pytest.mark.parametrize("samples", [1088, 1089, 2048, 3001])
@@ -111,10 +124,13 @@ def test_signals_have_the_length_of_the_input(decoder, samples):
 @pytest.mark.parametrize("lead", [(), (1,), (2, 3)])
 def test_any_leading_dimensions(lead):
     audio = randn(*lead, 4, 1600)
-    for kind, name, shape in ((mt.SeparatingLocalizer, "signals", (2, 1600)), (mt.SeparatingLocalizer, "positions", (2, 3)), (mt.RecognizingLocalizer, "logits", (1, 10))):
+    for kind, name, shape in ((mt.SeparatingLocalizer, "signals", (2, 1600)),
+                              (mt.SeparatingLocalizer, "positions", (2, 3)),
+                              (mt.RecognizingLocalizer, "logits", (1, 10))):
         model = net(kind)
         assert model(audio)[name].shape == (*lead, *shape)
-        torch.testing.assert_close(model(audio)[name].reshape(-1, *shape), model(audio.reshape(-1, 4, 1600))[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model(audio)[name].reshape(-1, *shape),
+                                   model(audio.reshape(-1, 4, 1600))[name], rtol=1e-4, atol=1e-5)
     model = mt.TrackingLocalizer(size=SIZE, widths=(8, 12), hidden=6).eval()
     assert model(randn(*lead, 5, 4, 800))["velocities"].shape == (*lead, 5, 3)
 
@@ -123,10 +139,12 @@ def test_open_masks_give_back_the_reference_microphone_sample_by_sample():
     model = net(mt.SeparatingLocalizer, n_basis=80)
     with torch.no_grad():
         model.decoder.masks.weight.zero_(); model.decoder.masks.bias.fill_(50.0)
-        model.decoder.analysis.weight.copy_(torch.eye(80).unsqueeze(1)); model.decoder.synthesis.weight.copy_(torch.eye(80).unsqueeze(1) / 5)
+        model.decoder.analysis.weight.copy_(torch.eye(80).unsqueeze(1))
+        model.decoder.synthesis.weight.copy_(torch.eye(80).unsqueeze(1) / 5)
         model.decoder.synthesis.bias = None
     audio = 0.01 * randn(2, 4, 2501)
-    torch.testing.assert_close(model(audio)["signals"], audio[:, :1].expand(-1, 2, -1), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(model(audio)["signals"], audio[:, :1].expand(-1, 2, -1), rtol=1e-4,
+                               atol=1e-7)
 
 
 def test_loudness_moves_signals_and_not_positions():
@@ -153,13 +171,16 @@ def test_positions_start_in_the_middle_of_the_room():
 @pytest.mark.parametrize("decoder", ["mask", "draw"])
 def test_every_weight_of_a_separator_is_trained(decoder):
     model = net(mt.SeparatingLocalizer, decoder=decoder).train()
-    loss = mt.MultiTaskLoss({"position": mt.pair_position_costs, "signal": mt.pair_signal_costs}, permuted=True)
-    loss(model, {"audio": randn(4, 4, 2000), "images": randn(4, 2, 2000), "sources": randn(4, 2, 3)})["loss"].backward()
+    loss = mt.MultiTaskLoss({"position": mt.pair_position_costs, "signal": mt.pair_signal_costs},
+                            permuted=True)
+    loss(model, {"audio": randn(4, 4, 2000), "images": randn(4, 2, 2000),
+                 "sources": randn(4, 2, 3)})["loss"].backward()
     still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not [name for name in still if not name.endswith("blocks.0.0.bias") and ".0.bias" not in name], still  # batch norm removes biases before it
+    assert not [name for name in still if not name.endswith("blocks.0.0.bias")
+                and ".0.bias" not in name], still  # batch norm removes biases before it
 
 
-# --- tracking ------------------------------------------------------------------------------------------------------
+# --- tracking -------------------------------------------------------------------------------------
 
 def tracker(**options):
     torch.manual_seed(0)
@@ -180,14 +201,18 @@ def test_a_causal_tracker_does_not_hear_the_future_and_the_other_does(layers):
 
 def test_folded_frames_are_frames_one_by_one():
     model, audio = tracker(), randn(3, 5, 4, 800)
-    torch.testing.assert_close(model.features(audio), torch.stack([model.encoder(audio[:, t]).mean(-1) for t in range(5)], 1), rtol=1e-4, atol=1e-5)
-    assert not torch.equal(*[model(x)["positions"].sum(1) for x in (audio, audio.flip(1))])  # time has a direction
+    torch.testing.assert_close(model.features(audio),
+                               torch.stack([model.encoder(audio[:, t]).mean(-1) for t in range(5)],
+                                           1), rtol=1e-4, atol=1e-5)
+    # time has a direction
+    assert not torch.equal(*[model(x)["positions"].sum(1) for x in (audio, audio.flip(1))])
 
 
 def test_cut_frames_starts_frame_k_at_k_hops():
     audio = randn(3, 2, 100)
     cut = mt.cut_frames(audio, 30, 20)
-    assert cut.shape == (3, 4, 2, 30) and all(torch.equal(cut[:, k], audio[..., 20 * k:20 * k + 30]) for k in range(4))
+    assert cut.shape == (3, 4, 2, 30) and all(torch.equal(cut[:, k], audio[..., 20 * k:20 * k + 30])
+                                              for k in range(4))
 
 
 def test_velocity_residual_vanishes_for_constant_acceleration_and_measures_a_wrong_speed():
@@ -195,19 +220,25 @@ def test_velocity_residual_vanishes_for_constant_acceleration_and_measures_a_wro
     start, speed, push = randn(3, 4, 1, 3, dtype=torch.float64)
     p, v = start + speed * t + push * t**2 / 2, speed + push * t
     assert mt.velocity_residual(p, v, 0.2).abs().max() < 1e-12
-    torch.testing.assert_close(mt.velocity_residual(p, v - 0.7, 0.2), torch.full((4, 14, 3), 0.7, dtype=torch.float64))
+    torch.testing.assert_close(mt.velocity_residual(p, v - 0.7, 0.2),
+                               torch.full((4, 14, 3), 0.7, dtype=torch.float64))
     cost = mt.tie_costs(0.2)({"positions": p, "velocities": v - 0.7}, {})
-    torch.testing.assert_close(cost, torch.full((4, 14), 0.7 - 0.1, dtype=torch.float64))  # Huber with its corner at 0.2
+    # Huber with its corner at 0.2
+    torch.testing.assert_close(cost, torch.full((4, 14), 0.7 - 0.1, dtype=torch.float64))
 
 
-# --- Kalman filter -------------------------------------------------------------------------------------------------
+# --- Kalman filter --------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("interval, sigma, acceleration", [(0.1, 0.5, 3.0), (0.02, 1.0, 0.5), (0.5, 0.2, 1.0)])
+@pytest.mark.parametrize("interval, sigma, acceleration",
+                         [(0.1, 0.5, 3.0), (0.02, 1.0, 0.5), (0.5, 0.2, 1.0)])
 def test_the_gain_settles_at_that_of_the_riccati_equation(interval, sigma, acceleration):
-    F, H, push = np.array([[1, interval], [0, 1]]), np.array([[1.0, 0]]), np.array([[interval**2 / 2], [interval]])
-    P = scipy.linalg.solve_discrete_are(F.T, H.T, acceleration**2 * push @ push.T, np.array([[sigma**2]]))
+    F, H, push = np.array([[1, interval],
+                           [0, 1]]), np.array([[1.0, 0]]), np.array([[interval**2 / 2], [interval]])
+    P = scipy.linalg.solve_discrete_are(F.T, H.T, acceleration**2 * push @ push.T,
+                                        np.array([[sigma**2]]))
     gain = P @ H.T / (P[0, 0] + sigma**2)
-    np.testing.assert_allclose(mt.kalman_weights(1200, interval, sigma, acceleration)[-1, :, -1], gain[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(mt.kalman_weights(1200, interval, sigma, acceleration)[-1, :, -1],
+                               gain[:, 0], rtol=1e-5)
 
 
 def textbook(z, interval, sigma, acceleration, speed):
@@ -226,29 +257,38 @@ def textbook(z, interval, sigma, acceleration, speed):
 def test_the_matrix_filters_as_the_recursion_does_for_any_batch():
     z = randn(2, 5, 25, 3, dtype=torch.float64).cumsum(-2)
     out = mt.kalman_track(z, 0.1, 0.4, 2.0, speed=0.7)
-    expected = np.apply_along_axis(lambda track: textbook(track, 0.1, 0.4, 2.0, 0.7).ravel(), 2, z.numpy()).reshape(2, 5, 25, 2, 3)
-    for k, name in enumerate(("positions", "velocities")): np.testing.assert_allclose(out[name], expected[..., k, :], rtol=0, atol=1e-10)
+    expected = np.apply_along_axis(lambda track: textbook(track, 0.1, 0.4, 2.0, 0.7).ravel(), 2,
+                                   z.numpy()).reshape(2, 5, 25, 2, 3)
+    for k, name in enumerate(("positions", "velocities")):
+        np.testing.assert_allclose(out[name], expected[..., k, :], rtol=0, atol=1e-10)
     assert mt.kalman_track(z.float(), 0.1, 0.4, 2.0)["positions"].dtype == torch.float32
 
 
 def test_the_smoother_is_the_best_of_the_two_and_keeps_straight_lines():
-    assert torch.allclose(mt.kalman_weights(20, 0.1, 0.5, 1.0, smooth=True)[-1], mt.kalman_weights(20, 0.1, 0.5, 1.0)[-1])  # the last frame has no later ones
+    # the last frame has no later ones
+    assert torch.allclose(mt.kalman_weights(20, 0.1, 0.5, 1.0, smooth=True)[-1],
+                          mt.kalman_weights(20, 0.1, 0.5, 1.0)[-1])
     line = torch.linspace(0, 6, 40, dtype=torch.float64)[:, None] * torch.tensor([1.0, -2.0, 0.5])
     out = mt.kalman_track(line, 0.1, 0.5, 1.0, speed=100.0, smooth=True)
     torch.testing.assert_close(out["positions"], line, rtol=0, atol=2e-3)
     torch.testing.assert_close(out["velocities"][1:], line.diff(dim=0) / 0.1, rtol=0, atol=2e-2)
 
 
-@pytest.mark.parametrize("bad", [{"interval": 0.0}, {"sigma": -1.0}, {"acceleration": math.nan}, {"speed": math.inf}, {"n_frames": 0}])
+@pytest.mark.parametrize("bad", [{"interval": 0.0}, {"sigma": -1.0}, {"acceleration": math.nan},
+                                 {"speed": math.inf}, {"n_frames": 0}])
 def test_kalman_weights_refuse(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))): mt.kalman_weights(**({"n_frames": 5, "interval": 0.1, "sigma": 1.0, "acceleration": 1.0} | bad))
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        mt.kalman_weights(**({"n_frames": 5, "interval": 0.1, "sigma": 1.0, "acceleration": 1.0}
+                             | bad))
 
 
-# --- recognition ---------------------------------------------------------------------------------------------------
+# --- recognition ----------------------------------------------------------------------------------
 
 def test_word_costs_are_the_cross_entropy():
-    logits, words = randn(6, 1, 10, dtype=torch.float64), torch.tensor([[0], [9], [3], [3], [1], [5]])
-    expected = np.log(np.exp(logits[:, 0].numpy()).sum(-1)) - logits[:, 0].numpy()[range(6), words[:, 0]]
+    logits, words = randn(6, 1, 10,
+                          dtype=torch.float64), torch.tensor([[0], [9], [3], [3], [1], [5]])
+    expected = (np.log(np.exp(logits[:, 0].numpy()).sum(-1))
+                - logits[:, 0].numpy()[range(6), words[:, 0]])
     np.testing.assert_allclose(mt.word_costs({"logits": logits}, {"words": words})[:, 0], expected)
 
 
@@ -259,27 +299,31 @@ def test_the_mean_forgets_the_order_of_frames_and_the_gru_does_not():
         for frames in (features, features.flip(-1)):
             model.encoder.forward = lambda audio: frames
             answers.append(model(randn(3, 4, 1600)))
-        torch.testing.assert_close(answers[0]["positions"], answers[1]["positions"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(answers[0]["positions"], answers[1]["positions"], rtol=1e-4,
+                                   atol=1e-5)
         assert torch.allclose(answers[0]["logits"], answers[1]["logits"], atol=1e-5) == same
 
 
-# --- the loss ------------------------------------------------------------------------------------------------------
+# --- the loss -------------------------------------------------------------------------------------
 
 def constant(value): return lambda outputs, batch: outputs["x"] * 0 + value
 
 
 def test_weights_by_hand_are_a_weighted_sum_and_parts_stay_in_the_graph():
-    loss = mt.MultiTaskLoss({"a": lambda o, b: o["x"], "b": lambda o, b: o["x"] ** 2}, {"a": 2.0, "b": 0.5})
+    loss = mt.MultiTaskLoss({"a": lambda o, b: o["x"], "b": lambda o, b: o["x"] ** 2},
+                            {"a": 2.0, "b": 0.5})
     x = torch.tensor([1.0, 3.0], requires_grad=True)
     parts = loss(lambda audio: {"x": x}, {"audio": torch.zeros(1)})
-    assert set(parts) == {"loss", "a", "b"} and all(isinstance(p, torch.Tensor) and p.requires_grad and p.numel() == 1 for p in parts.values())
+    assert set(parts) == {"loss", "a", "b"} and all(isinstance(p, torch.Tensor) and p.requires_grad
+                                                    and p.numel() == 1 for p in parts.values())
     torch.testing.assert_close(parts["loss"], torch.tensor(2 * 2.0 + 0.5 * 5.0))
     parts["b"].backward()
     torch.testing.assert_close(x.grad, x.detach())  # of the mean of squares of two
 
 
 def test_learned_weights_start_where_told_and_have_the_gradient_of_the_paper():
-    loss = mt.MultiTaskLoss({"a": constant(3.0), "b": constant(0.2)}, {"a": 2.0, "b": 0.5}, learned=True)
+    loss = mt.MultiTaskLoss({"a": constant(3.0), "b": constant(0.2)}, {"a": 2.0, "b": 0.5},
+                            learned=True)
     parts = loss(lambda audio: {"x": torch.zeros(4)}, {"audio": torch.zeros(1)})
     s = -np.log([2.0, 0.5])
     np.testing.assert_allclose(parts["loss"].item(), 2 * 3 + 0.5 * 0.2 + s.sum() / 2, rtol=1e-5)
@@ -302,10 +346,13 @@ def test_fit_trains_the_weights_with_the_net_and_reads_the_named_input():
     class Line(torch.nn.Linear):
         def forward(self, x): return {"positions": super().forward(x)}
     torch.manual_seed(0)
-    loss = mt.MultiTaskLoss({"position": mt.position_costs, "other": lambda o, b: o["positions"].square().mean(-1) * 0 + 8.0}, learned=True, inputs="features")
+    loss = mt.MultiTaskLoss({"position": mt.position_costs,
+                             "other": lambda o, b: o["positions"].square().mean(-1) * 0 + 8.0},
+                            learned=True, inputs="features")
     history = fit(Line(3, 3), DataLoader(data, 10), None, loss, 150, 0.03, progress=False)
     assert history["train_position"].iloc[-1] < 0.05 * history["train_position"].iloc[0]
-    assert history["train_weight_other"].iloc[-1] == pytest.approx(1 / 16, rel=0.1) and history["train_weight_position"].iloc[-1] > 5
+    assert (history["train_weight_other"].iloc[-1] == pytest.approx(1 / 16, rel=0.1)
+            and history["train_weight_position"].iloc[-1] > 5)
 
 
 @pytest.mark.parametrize("make, message", [
@@ -313,7 +360,8 @@ def test_fit_trains_the_weights_with_the_net_and_reads_the_named_input():
     (lambda: mt.SeparatingLocalizer(size=SIZE, n_sources=0), "n_sources=0"),
     (lambda: mt.SeparatingLocalizer(size=(5, -4, 3)), "-4"),
     (lambda: mt.SeparatingLocalizer(size=SIZE)(torch.zeros(1, 3, 2000)), "3 microphones, needs 4"),
-    (lambda: mt.SeparatingLocalizer(size=SIZE)(torch.zeros(1, 4, 1087)), "1087 samples, needs at least 1088"),
+    (lambda: mt.SeparatingLocalizer(size=SIZE)(torch.zeros(1, 4, 1087)),
+     "1087 samples, needs at least 1088"),
     (lambda: mt.SeparatingLocalizer(size=SIZE).locate(torch.zeros(1, 4, 5)), "5 samples"),
     (lambda: mt.TrackingLocalizer(size=SIZE)(torch.zeros(4, 2000)), "cut_frames"),
     (lambda: mt.TrackingLocalizer(size=SIZE, hidden=0), "hidden=0"),
@@ -324,16 +372,23 @@ def test_fit_trains_the_weights_with_the_net_and_reads_the_named_input():
     (lambda: mt.MultiTaskLoss({"a": constant(1)}, {"b": 1.0}), "weights"),
     (lambda: mt.MultiTaskLoss({"a": constant(1)}, {"a": -1.0}), "weights"),
     (lambda: mt.MultiTaskLoss({"a": constant(1)}, {"a": math.nan}), "weights"),
-    (lambda: mt.MultiTaskLoss({"a": constant(1)}, {"a": 0.0}, learned=True), "positive where learned"),
+    (lambda: mt.MultiTaskLoss({"a": constant(1)}, {"a": 0.0},
+                              learned=True), "positive where learned"),
     (lambda: mt.MultiTaskLoss({"loss": constant(1)}), "named 'loss'"),
-    (lambda: mt.MultiTaskLoss({"a": constant(-1.0)}, learned=True)(lambda x: {"x": torch.zeros(2)}, {"audio": torch.zeros(1)}), "never negative"),
-    (lambda: mt.position_costs({"positions": torch.zeros(2, 1, 3)}, {"sources": torch.zeros(2, 3)}), "sources"),
-    (lambda: mt.velocity_costs({"velocities": torch.zeros(2, 5, 3)}, {"velocities": torch.zeros(2, 1, 3)}), "velocities"),
+    (lambda: mt.MultiTaskLoss({"a": constant(-1.0)}, learned=True)(lambda x: {"x": torch.zeros(
+        2)}, {"audio": torch.zeros(1)}), "never negative"),
+    (lambda: mt.position_costs({"positions": torch.zeros(2, 1, 3)},
+                               {"sources": torch.zeros(2, 3)}), "sources"),
+    (lambda: mt.velocity_costs({"velocities": torch.zeros(2, 5, 3)},
+                               {"velocities": torch.zeros(2, 1, 3)}), "velocities"),
     (lambda: mt.velocity_residual(torch.zeros(1, 3), torch.zeros(1, 3), 0.1), "two frames"),
     (lambda: mt.velocity_residual(torch.zeros(2, 3), torch.zeros(2, 3), 0.0), "interval"),
-    (lambda: mt.word_costs({"logits": torch.zeros(2, 1, 10)}, {"words": torch.tensor([[-1], [3]])}), "kind='digit'"),
-    (lambda: mt.word_costs({"logits": torch.zeros(2, 1, 10)}, {"words": torch.tensor([[10], [3]])}), "0 to 9"),
-    (lambda: mt.word_costs({"logits": torch.zeros(2, 1, 10)}, {"words": torch.tensor([3, 3])}), "words"),
+    (lambda: mt.word_costs({"logits": torch.zeros(2, 1, 10)},
+                           {"words": torch.tensor([[-1], [3]])}), "kind='digit'"),
+    (lambda: mt.word_costs({"logits": torch.zeros(2, 1, 10)},
+                           {"words": torch.tensor([[10], [3]])}), "0 to 9"),
+    (lambda: mt.word_costs({"logits": torch.zeros(2, 1, 10)},
+                           {"words": torch.tensor([3, 3])}), "words"),
     (lambda: mt.cut_frames(torch.zeros(2, 10), 11, 5), "10 samples"),
 ], ids=lambda x: x if isinstance(x, str) else "")
 def test_bad_input(make, message):

@@ -11,15 +11,18 @@ def written(tmp_path, text):
 
 
 def test_environment_over_file_over_defaults(tmp_path):
-    file = written(tmp_path, "[ssl_nb]\nprofile = paper\nseed = 3\n[datasets]\nlocata = here/locata\n")
+    file = written(tmp_path,
+                   "[ssl_nb]\nprofile = paper\nseed = 3\n[datasets]\nlocata = here/locata\n")
     s = load_settings(file, {"SSL_NB_SEED": "4"})
     assert (s.profile, s.seed, s.device) == ("paper", 4, "auto")
     assert s.datasets == {"locata": tmp_path / "here/locata"} and s.runs == tmp_path / "runs"
 
 
 def test_home_and_absolute_folders(tmp_path):
-    s = load_settings(written(tmp_path, "\ufeff[ssl_nb]\nruns = ~/r\n"), {"SSL_NB_CACHE": "/c", "SSL_NB_LOCATA": "l"})
-    assert s.runs == Path.home() / "r" and s.cache == Path("/c") and s.datasets["locata"] == Path.cwd() / "l"
+    s = load_settings(written(tmp_path, "\ufeff[ssl_nb]\nruns = ~/r\n"),
+                      {"SSL_NB_CACHE": "/c", "SSL_NB_LOCATA": "l"})
+    assert (s.runs == Path.home() / "r" and s.cache == Path("/c")
+            and s.datasets["locata"] == Path.cwd() / "l")
     assert (s.data / "speech").is_dir()  # the embedded speech is found from anywhere
 
 
@@ -30,8 +33,10 @@ def test_home_and_absolute_folders(tmp_path):
     ("[ssl_nb]\nprofile = fast", {}, ["profile='fast'", "smoke, laptop, paper"]),
     ("[ssl_nb]\ndevice = gpu", {}, ["device='gpu'", "auto, cpu, cuda, mps"]),
     ("[ssl_nb]\nseed = -1", {}, ["seed='-1'", "whole number"]),
-    ("[ssl_nb]\nseed = 99999999999999999999", {}, ["seed="]), ("[ssl_nb]\nseed = ²", {}, ["seed='²'"]),
-    ("[ssl-nb]\nseed = 1", {}, ["'ssl-nb'", "did you mean 'ssl_nb'"]), ("[ssl_nb\nseed = 1", {}, ["cannot be read"]),
+    ("[ssl_nb]\nseed = 99999999999999999999", {}, ["seed="]),
+    ("[ssl_nb]\nseed = ²", {}, ["seed='²'"]),
+    ("[ssl-nb]\nseed = 1", {}, ["'ssl-nb'", "did you mean 'ssl_nb'"]),
+    ("[ssl_nb\nseed = 1", {}, ["cannot be read"]),
     ("[ssl_nb]\nruns =", {}, ["runs=''", "folder"]),
     ("[ssl_nb]", {"SSL_NB_PROFIL": "smoke"}, ["SSL_NB_PROFIL", "did you mean 'SSL_NB_PROFILE'"]),
     ("[ssl_nb]", {"SSL_NB_DEVICE": ""}, ["device=''"]),
@@ -44,7 +49,8 @@ def test_refusals_name_key_value_and_what_is_allowed(tmp_path, text, environ, wo
 
 
 def test_a_named_file_must_exist(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.ini"): load_settings(environ={"SSL_NB_SETTINGS": str(tmp_path / "nowhere.ini")})
+    with pytest.raises(FileNotFoundError, match="nowhere.ini"):
+        load_settings(environ={"SSL_NB_SETTINGS": str(tmp_path / "nowhere.ini")})
 
 
 def test_other_tools_settings_are_passed_over(tmp_path, monkeypatch):

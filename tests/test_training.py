@@ -1,4 +1,5 @@
-"""Training: what a run must survive, and numbers from outside: closed forms, PyTorch's own schedulers, hand-made steps, a second process."""
+"""Training: what a run must survive, and numbers from outside: closed forms, PyTorch's own
+schedulers, hand-made steps, a second process."""
 import copy, functools, json, math, os, shutil, signal, subprocess, sys
 
 import pandas as pd
@@ -7,9 +8,11 @@ import torch
 import train_once
 from run_notebook import ROOT
 from safetensors.torch import load_file, save_file
-from ssl_nb.foundations.training import Cosine, Exponential, NonFiniteLoss, Plateau, fit, load_checkpoint, load_history
+from ssl_nb.workshop.training import (Cosine, Exponential, NonFiniteLoss, Plateau, fit,
+                                      load_checkpoint, load_history)
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (DataLoader, Dataset, IterableDataset, TensorDataset,
+                              WeightedRandomSampler)
 
 fit = functools.partial(fit, device="cpu")
 ENVIRON = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "IN_TEST": "1"}
@@ -22,9 +25,11 @@ def in_test(monkeypatch): monkeypatch.setenv("IN_TEST", "1")  # no progress bars
 def same_run(a, b):
     "Same history but for the seconds, same weights, bit for bit."
     (net_a, history_a), (net_b, history_b) = a, b
-    pd.testing.assert_frame_equal(history_a.table.drop(columns="seconds"), history_b.table.drop(columns="seconds"), check_exact=True)
+    pd.testing.assert_frame_equal(history_a.table.drop(columns="seconds"),
+                                  history_b.table.drop(columns="seconds"), check_exact=True)
     assert (history_a.best_epoch, history_a.stopped) == (history_b.best_epoch, history_b.stopped)
-    for (name, x), y in zip(net_a.state_dict().items(), net_b.state_dict().values()): assert x.equal(y), name
+    for (name, x), y in zip(net_a.state_dict().items(), net_b.state_dict().values()):
+        assert x.equal(y), name
 
 
 def rows(n=40, seed=0):
@@ -40,14 +45,16 @@ def linear(dtype=torch.float32):
 def squared(model, batch, epoch): return (model(batch[0])[:, 0] - batch[1]).square().mean()
 
 
-# --- resume --------------------------------------------------------------------------------------------------------
+# --- resume ---------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     "Folders of runs that SIGKILL ended."
     folder = tmp_path_factory.mktemp("killed")
-    done = subprocess.run([sys.executable, ROOT / "tests/train_once.py", "kill", folder], env=ENVIRON, capture_output=True, text=True, check=True)
-    assert [int(line.split()[-1]) for line in done.stdout.splitlines()] == [signal.SIGKILL] * len(train_once.KILLED), done.stdout
+    done = subprocess.run([sys.executable, ROOT / "tests/train_once.py", "kill", folder],
+                          env=ENVIRON, capture_output=True, text=True, check=True)
+    assert ([int(line.split()[-1]) for line in done.stdout.splitlines()]
+            == [signal.SIGKILL] * len(train_once.KILLED)), done.stdout
     return folder
 
 
@@ -61,10 +68,14 @@ def whole():
 def test_a_killed_run_goes_on_bit_for_bit(killed, whole, schedule, kind, count, tmp_path):
     folder = shutil.copytree(killed / f"{schedule}-{kind}-{count}", tmp_path / "run")
     done = load_checkpoint(folder, which="last").epoch
-    assert done == ((count - 1) // 8 if kind == "loss" else count - 2)  # the first file holds epoch 0
-    assert kind == "loss" or any(p.suffix == ".tmp" for p in folder.iterdir())  # half-way through a save
+    # the first file holds epoch 0
+    assert done == ((count - 1) // 8 if kind == "loss" else count - 2)
+    # half-way through a save
+    assert kind == "loss" or any(p.suffix == ".tmp" for p in folder.iterdir())
     torch.manual_seed(99); torch.rand(5)  # a new process would have other random numbers
-    same_run(train_once.train(folder, schedule, model=nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 1))), whole[schedule])
+    same_run(train_once.train(folder, schedule,
+                              model=nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Dropout(0.2),
+                                                  nn.Linear(16, 1))), whole[schedule])
     assert sorted(p.name for p in folder.iterdir()) == ["checkpoint.safetensors", "history.csv"]
     saved = load_checkpoint(folder)
     assert saved.weights["0.weight"].equal(whole[schedule][0].state_dict()["0.weight"])
@@ -72,7 +83,8 @@ def test_a_killed_run_goes_on_bit_for_bit(killed, whole, schedule, kind, count, 
 
 def test_the_schedules_did_something(whole):
     rates = {name: tuple(run[1]["lr"]) for name, run in whole.items()}
-    assert len(set(rates.values())) == 4 and set(rates["none"]) == {0.02} and rates["plateau"][-1] < 0.02
+    assert (len(set(rates.values())) == 4 and set(rates["none"]) == {0.02}
+            and rates["plateau"][-1] < 0.02)
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, whole):
@@ -87,11 +99,13 @@ def test_more_epochs_go_on_where_no_schedule_depends_on_the_end(tmp_path, whole)
         train_once.train(tmp_path / name, name, epochs=3)
         same_run(train_once.train(tmp_path / name, name), whole[name])
     train_once.train(tmp_path / "cosine", "cosine", epochs=3)
-    with pytest.raises(ValueError, match="epochs: 3 in the checkpoint, 6 now"): train_once.train(tmp_path / "cosine", "cosine")
+    with pytest.raises(ValueError, match="epochs: 3 in the checkpoint, 6 now"):
+        train_once.train(tmp_path / "cosine", "cosine")
 
 
 def test_resume_false_starts_anew_and_true_needs_a_checkpoint(tmp_path, whole):
-    with pytest.raises(FileNotFoundError, match="there is no checkpoint"): train_once.train(tmp_path, resume=True)
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+        train_once.train(tmp_path, resume=True)
     train_once.train(tmp_path, "cosine", seed=3)
     same_run(train_once.train(tmp_path, resume=False), whole["none"])
 
@@ -114,46 +128,62 @@ def scripted(values, stop=None):
 def follow(values, folder=None, stop=None, **options):
     model, batch = Scripted(), DataLoader(TensorDataset(torch.zeros(1)), 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    return model, fit(model, batch, batch, scripted(values, stop), optimizer=optimizer, epochs=len(values), folder=folder, **options)
+    return model, fit(model, batch, batch, scripted(values, stop), optimizer=optimizer,
+                      epochs=len(values), folder=folder, **options)
 
 
 @pytest.mark.parametrize("mode, sign", [("min", 1), ("max", -1)])
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 5, 6])
 def test_early_stopping_survives_a_stop(tmp_path, mode, sign, stop):
-    values = [sign * v for v in (5.0, 4, 3, 3.5, 3, 3.2, 1, 0)]  # best in epoch 3; a tie is no progress
-    with pytest.raises(KeyboardInterrupt, match=f"epoch {stop} of 8.*same call"): follow(values, tmp_path, stop, mode=mode, patience=3)
+    # best in epoch 3; a tie is no progress
+    values = [sign * v for v in (5.0, 4, 3, 3.5, 3, 3.2, 1, 0)]
+    with pytest.raises(KeyboardInterrupt, match=f"epoch {stop} of 8.*same call"):
+        follow(values, tmp_path, stop, mode=mode, patience=3)
     model, history = follow(values, tmp_path, mode=mode, patience=3)
-    assert (len(history), history.best_epoch, history.stopped) == (6, 3, "no better valid_loss in 3 epochs")
-    assert float(model.weight.detach()) == -3 and not model.training  # one step of 1 an epoch, from 0
-    assert load_checkpoint(tmp_path, which="last").weights["weight"] == -6 and load_checkpoint(tmp_path).epoch == 3
-    assert float(follow(values, tmp_path, mode=mode, patience=3, keep="last")[0].weight.detach()) == -6
+    assert (len(history), history.best_epoch,
+            history.stopped) == (6, 3, "no better valid_loss in 3 epochs")
+    # one step of 1 an epoch, from 0
+    assert float(model.weight.detach()) == -3 and not model.training
+    assert (load_checkpoint(tmp_path, which="last").weights["weight"] == -6
+            and load_checkpoint(tmp_path).epoch == 3)
+    assert (float(follow(values, tmp_path, mode=mode, patience=3, keep="last")[0].weight.detach())
+            == -6)
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.4])
 def test_plateau_cuts_like_pytorchs(tmp_path, floor):
     values = [5.0, 4, 4, 4, 4, 3, 4, 4, 4, 4, 4, 4]
     model = Scripted()
-    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(torch.optim.SGD(model.parameters(), lr=1.0), factor=0.5, patience=1, threshold=0, min_lr=floor)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(torch.optim.SGD(model.parameters(), lr=1.0),
+                                                        factor=0.5, patience=1, threshold=0,
+                                                        min_lr=floor)
     expected = []
     for value in values:
         expected.append(theirs.optimizer.param_groups[0]["lr"])
         theirs.step(value)
     schedule = Plateau(cut=0.5, patience=1, floor=floor)
     with pytest.raises(KeyboardInterrupt): follow(values, tmp_path, 4, schedule=schedule)
-    assert list(follow(values, tmp_path, schedule=schedule)[1]["lr"]) == expected and (expected[-1] == 0.4 if floor else expected[-1] < 0.2)
+    assert (list(follow(values, tmp_path, schedule=schedule)[1]["lr"]) == expected
+            and (expected[-1] == 0.4 if floor else expected[-1] < 0.2))
 
 
-# --- another run is refused ----------------------------------------------------------------------------------------
+# --- another run is refused -----------------------------------------------------------------------
 
 @pytest.mark.parametrize("change, words", [
-    ({"lr": 0.1}, r"optimizer.groups.0.lr: 0.02 in the checkpoint, 0.1 now"), ({"seed": 1}, "seed: 0 in the checkpoint, 1 now"),
-    ({"schedule": "cosine"}, "schedule: None in the checkpoint, .*Cosine.* now"), ({"clip": 2.0}, "clip: 1.0 in"), ({"patience": 3}, "patience: 50 in"),
-    ({"mode": "max"}, "mode: 'min' in"), ({"best": "train_loss"}, "best: 'valid_loss' in"), ({"precision": "bf16"}, "precision: 'no' in"),
+    ({"lr": 0.1}, r"optimizer.groups.0.lr: 0.02 in the checkpoint, 0.1 now"),
+    ({"seed": 1}, "seed: 0 in the checkpoint, 1 now"),
+    ({"schedule": "cosine"}, "schedule: None in the checkpoint, .*Cosine.* now"),
+    ({"clip": 2.0}, "clip: 1.0 in"), ({"patience": 3}, "patience: 50 in"),
+    ({"mode": "max"}, "mode: 'min' in"), ({"best": "train_loss"}, "best: 'valid_loss' in"),
+    ({"precision": "bf16"}, "precision: 'no' in"),
     ({"accumulate": 2}, "accumulate: 1 in"), ({"weight_decay": 0.5}, "weight_decay: 0.01 in"),
     ({"loss": lambda model, batch, epoch: 0}, "loss: 'loss' in the checkpoint, .*lambda"),
-    ({"metrics": {"m": lambda model, batch: 0}}, "metrics.m: None in"), ({"model": train_once.net(0.3)}, "Dropout.p=0.2.* in the checkpoint, .*Dropout.p=0.3"),
-    ({"model": nn.Sequential(nn.Linear(4, 17), nn.ReLU(), nn.Dropout(0.2), nn.Linear(17, 1))}, r"weights model.0.weight: '\(16, 4\) float32' in the"),
-    ({"model": train_once.net().double()}, r"weights model.0.weight: .*float32' in the checkpoint, '\(16, 4\) float64' now"),
+    ({"metrics": {"m": lambda model, batch: 0}}, "metrics.m: None in"),
+    ({"model": train_once.net(0.3)}, "Dropout.p=0.2.* in the checkpoint, .*Dropout.p=0.3"),
+    ({"model": nn.Sequential(nn.Linear(4, 17), nn.ReLU(), nn.Dropout(0.2), nn.Linear(17, 1))},
+     r"weights model.0.weight: '\(16, 4\) float32' in the"),
+    ({"model": train_once.net().double()},
+     r"weights model.0.weight: .*float32' in the checkpoint, '\(16, 4\) float64' now"),
 ])
 def test_other_settings_are_refused_by_name(tmp_path, change, words):
     train_once.train(tmp_path, epochs=1)
@@ -165,10 +195,14 @@ def test_other_settings_are_refused_by_name(tmp_path, change, words):
 
 def test_other_data_are_refused_by_name(tmp_path):
     fit(linear(), DataLoader(rows(40), 8), None, squared, epochs=1, folder=tmp_path)
-    for loader, words in ((DataLoader(rows(41), 8), "train.examples: 40 in the checkpoint, 41 now"), (DataLoader(rows(40), 10), "train.batch_size: 8 in"),
-                          (DataLoader(rows(40), 8, shuffle=True), "train.sampler: 'SequentialSampler' in")):
-        with pytest.raises(ValueError, match=words): fit(linear(), loader, None, squared, epochs=1, folder=tmp_path)
-    with pytest.raises(ValueError, match="weights weight"): load_checkpoint(tmp_path, nn.Linear(4, 1))
+    for loader, words in ((DataLoader(rows(41), 8), "train.examples: 40 in the checkpoint, 41 now"),
+                          (DataLoader(rows(40), 10), "train.batch_size: 8 in"),
+                          (DataLoader(rows(40), 8, shuffle=True),
+                           "train.sampler: 'SequentialSampler' in")):
+        with pytest.raises(ValueError, match=words):
+            fit(linear(), loader, None, squared, epochs=1, folder=tmp_path)
+    with pytest.raises(ValueError, match="weights weight"):
+        load_checkpoint(tmp_path, nn.Linear(4, 1))
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path):
@@ -182,7 +216,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     assert b"pickle" not in whole and whole[8:9] == b"{"  # safetensors: a length, then JSON
 
 
-# --- chance --------------------------------------------------------------------------------------------------------
+# --- chance ---------------------------------------------------------------------------------------
 
 def test_same_seed_same_result_and_the_callers_generators_are_left_alone():
     torch.manual_seed(5); expected = torch.rand(1)
@@ -202,7 +236,8 @@ def test_workers_change_nothing(workers):
 
 def test_persistent_workers_and_a_stop(tmp_path):
     def run(folder, epochs):
-        loader = DataLoader(train_once.Noisy(), 8, shuffle=True, num_workers=2, persistent_workers=True)
+        loader = DataLoader(train_once.Noisy(), 8, shuffle=True, num_workers=2,
+                            persistent_workers=True)
         model = train_once.net()
         return model, fit(model, loader, None, train_once.loss, epochs=epochs, folder=folder)
     run(tmp_path, 2)
@@ -225,24 +260,29 @@ def test_validation_draws_the_same_numbers_in_every_epoch_and_none_of_the_traini
         if not model.training: drawn.append(float(torch.rand(())))
         return squared(model, batch, epoch)
     a, b = linear(), linear()
-    with_valid = fit(a, DataLoader(rows(), 8, shuffle=True), DataLoader(rows(16), 8), noisy, epochs=3)
+    with_valid = fit(a, DataLoader(rows(), 8, shuffle=True), DataLoader(rows(16), 8), noisy,
+                     epochs=3)
     without = fit(b, DataLoader(rows(), 8, shuffle=True), None, noisy, epochs=3)
     assert len(drawn) == 6 and drawn[:2] == drawn[2:4] == drawn[4:] and drawn[0] != drawn[1]
     assert list(with_valid["train_loss"]) == list(without["train_loss"])
 
 
-# --- numbers from outside ------------------------------------------------------------------------------------------
+# --- numbers from outside -------------------------------------------------------------------------
 
 def test_least_squares_reaches_the_closed_form():
     g = torch.Generator().manual_seed(0)
     x = torch.randn(60, 3, generator=g, dtype=torch.float64)
-    y = x @ torch.tensor([1.0, -2, 0.5], dtype=torch.float64) + 0.3 + torch.randn(60, generator=g, dtype=torch.float64)
+    y = (x @ torch.tensor([1.0, -2, 0.5], dtype=torch.float64) + 0.3
+         + torch.randn(60, generator=g, dtype=torch.float64))
     model = linear(torch.float64)
-    history = fit(model, DataLoader(TensorDataset(x, y), 60), None, squared, epochs=600, lr=0.05, weight_decay=0.0, schedule="cosine")
+    history = fit(model, DataLoader(TensorDataset(x, y), 60), None, squared, epochs=600, lr=0.05,
+                  weight_decay=0.0, schedule="cosine")
     design = torch.cat([x, torch.ones(60, 1, dtype=torch.float64)], 1)
     solution = torch.linalg.lstsq(design, y[:, None]).solution[:, 0]
-    torch.testing.assert_close(torch.cat([model.weight.detach()[0], model.bias.detach()]), solution, rtol=0, atol=1e-6)
-    torch.testing.assert_close(history["train_loss"].iloc[-1], float((design @ solution - y).square().mean()), rtol=1e-9, atol=0)
+    torch.testing.assert_close(torch.cat([model.weight.detach()[0], model.bias.detach()]), solution,
+                               rtol=0, atol=1e-6)
+    torch.testing.assert_close(history["train_loss"].iloc[-1],
+                               float((design @ solution - y).square().mean()), rtol=1e-9, atol=0)
 
 
 def rates(schedule, epochs, **options):
@@ -252,15 +292,19 @@ def rates(schedule, epochs, **options):
     def loss(model, batch, epoch):
         seen.append(optimizer.param_groups[0]["lr"])
         return squared(model, batch, epoch)
-    fit(model, DataLoader(rows(40), 8), None, loss, optimizer=optimizer, epochs=epochs, schedule=schedule, **options)
+    fit(model, DataLoader(rows(40), 8), None, loss, optimizer=optimizer, epochs=epochs,
+        schedule=schedule, **options)
     return seen
 
 
 def test_learning_rates_of_every_step():
-    assert rates(Cosine(), 4) == pytest.approx([0.1 * (1 + math.cos(math.pi * s / 20)) / 2 for s in range(20)], rel=1e-12)
+    assert rates(Cosine(), 4) == pytest.approx([0.1 * (1 + math.cos(math.pi * s / 20)) / 2
+                                                for s in range(20)], rel=1e-12)
     warm = rates(Cosine(warmup=2, floor=0.01), 4)
-    assert warm == pytest.approx([0.1 * (s + 1) / 10 for s in range(10)] + [0.1 * (0.01 + 0.99 * (1 + math.cos(math.pi * s / 10)) / 2) for s in range(10)], rel=1e-12)
-    assert rates(Exponential(0.5), 3) == pytest.approx([0.1 * 0.5 ** (s / 5) for s in range(15)], rel=1e-12)
+    assert warm == pytest.approx([0.1 * (s + 1) / 10 for s in range(10)] + [
+        0.1 * (0.01 + 0.99 * (1 + math.cos(math.pi * s / 10)) / 2) for s in range(10)], rel=1e-12)
+    assert rates(Exponential(0.5), 3) == pytest.approx([0.1 * 0.5 ** (s / 5) for s in range(15)],
+                                                       rel=1e-12)
     assert rates(None, 2) == [0.1] * 10
     sgd = torch.optim.SGD(linear().parameters(), lr=0.1)
     theirs = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, 20, eta_min=0.001)
@@ -273,11 +317,13 @@ def test_one_step_of_adamw_by_hand():
     x, y = torch.tensor([[1.0, 2, -1]]), torch.tensor([3.0])
     model = linear()
     w, b = model.weight.detach().clone()[0], model.bias.detach().clone()
-    fit(model, DataLoader(TensorDataset(x, y), 1), None, squared, epochs=1, lr=0.01, weight_decay=0.1)
+    fit(model, DataLoader(TensorDataset(x, y), 1), None, squared, epochs=1, lr=0.01,
+        weight_decay=0.1)
     error = x[0] @ w + b - y
     for old, gradient, new in ((w, 2 * error * x[0], model.weight[0]), (b, 2 * error, model.bias)):
         m_hat, v_hat = 0.1 * gradient / (1 - 0.9), 0.001 * gradient**2 / (1 - 0.999)
-        torch.testing.assert_close(new.detach(), old - 0.01 * 0.1 * old - 0.01 * m_hat / (v_hat.sqrt() + 1e-8), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(new.detach(), old - 0.01 * 0.1 * old
+                                   - 0.01 * m_hat / (v_hat.sqrt() + 1e-8), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("clip", [0.5, 1e6])
@@ -289,20 +335,26 @@ def test_clipped_gradient(clip):
     squared(reference, (x, y), 1).backward()
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in reference.parameters()))
     assert norm > 0.5
-    fit(model, DataLoader(TensorDataset(x, y), 8), None, squared, optimizer=torch.optim.SGD(model.parameters(), lr=1.0), epochs=1, clip=clip)
+    fit(model, DataLoader(TensorDataset(x, y), 8), None, squared,
+        optimizer=torch.optim.SGD(model.parameters(), lr=1.0), epochs=1, clip=clip)
     moved = {k: before[k] - v for k, v in model.state_dict().items()}
-    assert math.sqrt(sum(float(d.square().sum()) for d in moved.values())) == pytest.approx(min(norm, clip), rel=1e-4)
+    assert (math.sqrt(sum(float(d.square().sum()) for d in moved.values()))
+            == pytest.approx(min(norm, clip), rel=1e-4))
     scale = min(1.0, clip / norm)
-    for name, p in reference.named_parameters(): torch.testing.assert_close(moved[name], p.grad * scale, rtol=1e-4, atol=1e-6)
+    for name, p in reference.named_parameters():
+        torch.testing.assert_close(moved[name], p.grad * scale, rtol=1e-4, atol=1e-6)
 
 
 def test_means_count_examples_not_batches():
     values = torch.tensor([[0.0], [0], [0], [0], [5]])
     model = Scripted()
-    def loss(model, batch, epoch): return {"loss": model.weight * 0 + batch[0].mean(), "twice": 2 * batch[0].mean()}
+    def loss(model, batch, epoch):
+        return {"loss": model.weight * 0 + batch[0].mean(), "twice": 2 * batch[0].mean()}
     loader = DataLoader(TensorDataset(values), 2)
-    history = fit(model, loader, loader, loss, epochs=1, metrics={"each": lambda m, b: b[0][:, 0], "mean": lambda m, b: b[0].mean()})
-    assert dict(history.table.loc[0, ["train_loss", "train_twice", "valid_loss", "valid_twice", "each", "mean"]]) == {
+    history = fit(model, loader, loader, loss, epochs=1,
+                  metrics={"each": lambda m, b: b[0][:, 0], "mean": lambda m, b: b[0].mean()})
+    assert dict(history.table.loc[0, ["train_loss", "train_twice", "valid_loss", "valid_twice",
+                                      "each", "mean"]]) == {
         "train_loss": 1, "train_twice": 2, "valid_loss": 1, "valid_twice": 2, "each": 1, "mean": 1}
 
 
@@ -311,7 +363,8 @@ def test_accumulated_batches_equal_one_large_batch():
     for size, accumulate in ((30, 1), (10, 3)):  # 40 examples: the last group is smaller
         model = linear(torch.float64)
         data = TensorDataset(*(t.double() for t in rows(40).tensors))
-        history = fit(model, DataLoader(data, size), None, squared, epochs=3, accumulate=accumulate, clip=1.0, schedule="cosine")
+        history = fit(model, DataLoader(data, size), None, squared, epochs=3, accumulate=accumulate,
+                      clip=1.0, schedule="cosine")
         runs.append((model.weight.detach(), torch.tensor(history["lr"].to_numpy())))
     torch.testing.assert_close(runs[0], runs[1], rtol=1e-10, atol=1e-12)
 
@@ -321,12 +374,15 @@ def test_the_loss_may_hold_weights_and_needs_the_epoch():
         def __init__(self):
             super().__init__()
             self.log_scale = nn.Parameter(torch.zeros(()))
-        def forward(self, model, batch, epoch): return squared(model, batch, epoch) * (-self.log_scale).exp() + self.log_scale + 0 * epoch
+        def forward(self, model, batch, epoch):
+            return squared(model, batch,
+                           epoch) * (-self.log_scale).exp() + self.log_scale + 0 * epoch
     loss = Balanced()
     fit(linear(), DataLoader(rows(), 8), None, loss, epochs=3)
     assert loss.log_scale != 0
     seen = []
-    fit(linear(), DataLoader(rows(), 40), None, lambda m, b, epoch: seen.append(epoch) or squared(m, b, epoch), epochs=3)
+    fit(linear(), DataLoader(rows(), 40), None,
+        lambda m, b, epoch: seen.append(epoch) or squared(m, b, epoch), epochs=3)
     assert seen == [1, 2, 3]
 
 
@@ -337,59 +393,79 @@ def test_bf16_trains_in_bf16_and_keeps_float32_weights():
         seen.add(out.dtype)
         return (out.float() - batch[1]).square().mean()
     model = linear()
-    history = fit(model, DataLoader(rows(), 8), DataLoader(rows(), 8), loss, epochs=20, lr=0.05, precision="bf16")
-    assert seen == {torch.bfloat16} and model.weight.dtype == torch.float32 and history["valid_loss"].iloc[-1] < 0.05
+    history = fit(model, DataLoader(rows(), 8), DataLoader(rows(), 8), loss, epochs=20, lr=0.05,
+                  precision="bf16")
+    assert (seen == {torch.bfloat16} and model.weight.dtype == torch.float32
+            and history["valid_loss"].iloc[-1] < 0.05)
     seen.clear()
-    fit(linear(), DataLoader(rows(), 8), None, loss, epochs=1)  # the precision of the run before is forgotten
+    # the precision of the run before is forgotten
+    fit(linear(), DataLoader(rows(), 8), None, loss, epochs=1)
     assert seen == {torch.float32}
 
 
-# --- what is no number ---------------------------------------------------------------------------------------------
+# --- what is no number ----------------------------------------------------------------------------
 
 class OneBad(Dataset):
     def __len__(self): return 37
-    def __getitem__(self, i): return {"x": {"audio": torch.full((3,), float("nan") if i == 23 else 1.0)}, "y": (torch.tensor(1.0), f"file{i}.wav")}
+    def __getitem__(self, i):
+        return {"x": {"audio": torch.full((3,), float("nan") if i == 23 else 1.0)},
+                "y": (torch.tensor(1.0), f"file{i}.wav")}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_example_is_found_and_kept(tmp_path, workers):
-    loss = lambda model, batch, epoch: (model(batch["x"]["audio"])[:, 0] - batch["y"][0]).square().mean()
+    loss = lambda model, batch, epoch: (model(batch["x"]["audio"])[:, 0]
+                                        - batch["y"][0]).square().mean()
     model = linear()
-    with pytest.raises(NonFiniteLoss, match=r"the loss is nan in epoch 1, step \d+, examples \[.*23.*nonfinite.safetensors and .json") as caught:
-        fit(model, DataLoader(OneBad(), 5, shuffle=True, num_workers=workers), None, loss, epochs=2, folder=tmp_path)
-    about, batch = json.loads((tmp_path / "nonfinite.json").read_text()), load_file(tmp_path / "nonfinite.safetensors")
+    with pytest.raises(NonFiniteLoss, match=r"the loss is nan in epoch 1, step \d+, examples "
+                                            r"\[.*23.*nonfinite.safetensors and .json") as caught:
+        fit(model, DataLoader(OneBad(), 5, shuffle=True, num_workers=workers), None, loss, epochs=2,
+            folder=tmp_path)
+    about, batch = (json.loads((tmp_path / "nonfinite.json").read_text()),
+                    load_file(tmp_path / "nonfinite.safetensors"))
     row = about["indices"].index(23)
-    assert set(batch) == {"x.audio", "y.0"} and batch["x.audio"][row].isnan().all() and not batch["x.audio"].isnan().all()
+    assert (set(batch) == {"x.audio", "y.0"} and batch["x.audio"][row].isnan().all()
+            and not batch["x.audio"].isnan().all())
     assert about["not_finite"] == ["x.audio"] and "file23.wav" in list(about["rest"].values())[row]
-    assert (about["epoch"], about["step"], about["indices"]) == (1, caught.value.step, caught.value.indices)
+    assert (about["epoch"], about["step"],
+            about["indices"]) == (1, caught.value.step, caught.value.indices)
     assert all(p.isfinite().all() for p in model.parameters())  # stopped before the step
 
 
 def test_a_bad_gradient_and_a_bad_validation_loss_stop_too(tmp_path):
-    root = lambda model, batch, epoch: (model(batch[0]) - model(batch[0]).detach()).abs().sqrt().mean()
+    root = lambda model, batch, epoch: (model(batch[0])
+                                        - model(batch[0]).detach()).abs().sqrt().mean()
     model = linear()
-    with pytest.raises(NonFiniteLoss, match="norm of the gradient is .* epoch 1, step 1"): fit(model, DataLoader(rows(), 8), None, root, epochs=1)
+    with pytest.raises(NonFiniteLoss, match="norm of the gradient is .* epoch 1, step 1"):
+        fit(model, DataLoader(rows(), 8), None, root, epochs=1)
     assert all(p.isfinite().all() for p in model.parameters())
-    valid_nan = lambda model, batch, epoch: squared(model, batch, epoch) * (1 if model.training or epoch < 2 else math.nan)
+    valid_nan = (lambda model, batch, epoch: squared(model, batch, epoch)
+                 * (1 if model.training or epoch < 2 else math.nan))
     with pytest.raises(NonFiniteLoss, match="the validation loss is nan in epoch 2, step 1"):
-        fit(linear(), DataLoader(rows(), 8), DataLoader(rows(), 8), valid_nan, epochs=3, folder=tmp_path)
+        fit(linear(), DataLoader(rows(), 8), DataLoader(rows(), 8), valid_nan, epochs=3,
+            folder=tmp_path)
 
 
-# --- two processes -------------------------------------------------------------------------------------------------
+# --- two processes --------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory):
     "Folders of the same runs by one process and by two."
     folder = tmp_path_factory.mktemp("several")
-    # `accelerate launch --cpu --num_processes 2` starts one process where there is no MPI; with --multi_gpu it starts two, and the script asks for the CPU
-    two = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+    # `accelerate launch --cpu --num_processes 2` starts one process where there is no MPI; with
+    # --multi_gpu it starts two, and the script asks for the CPU
+    two = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+           "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
            "--main_process_port", "0"]
     for name, launch in (("one", []), ("two", two)):
         (folder / name).mkdir()
-        command = [sys.executable, *launch, str(ROOT / "tests/train_once.py"), "several", str(folder / name)]
+        command = [sys.executable, *launch, str(ROOT / "tests/train_once.py"), "several",
+                   str(folder / name)]
         done = subprocess.run(command, env=ENVIRON, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, f"{done.returncode}: {done.stderr[:4000]} ... {done.stderr[-4000:]}"
-    assert [load_checkpoint(folder / name / "run").settings["processes"] for name in ("one", "two")] == [1, 2]
+        assert (done.returncode
+                == 0), f"{done.returncode}: {done.stderr[:4000]} ... {done.stderr[-4000:]}"
+    assert [load_checkpoint(folder / name / "run").settings["processes"]
+            for name in ("one", "two")] == [1, 2]
     return folder
 
 
@@ -397,15 +473,20 @@ def test_two_processes_give_the_curve_of_one(several):
     one, two = (load_history(several / name / "curve.json").table for name in ("one", "two"))
     assert len(one) == 5 and one["valid_loss"].iloc[-1] < 0.9 * one["valid_loss"].iloc[0]
     columns = ["train_loss", "valid_loss", "misses", "lr"]
-    pd.testing.assert_frame_equal(one[columns], two[columns], check_exact=False, rtol=1e-5, atol=0)  # float32 sums in another order
+    # float32 sums in another order
+    pd.testing.assert_frame_equal(one[columns], two[columns], check_exact=False, rtol=1e-5, atol=0)
     weights = [load_checkpoint(several / name / "run").weights for name in ("one", "two")]
-    for key, value in weights[0].items(): torch.testing.assert_close(value, weights[1][key], rtol=1e-4, atol=1e-6)
+    for key, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][key], rtol=1e-4, atol=1e-6)
 
 
 def test_two_processes_go_on_bit_for_bit_each_with_its_own_chance(several):
-    whole, parts = (load_checkpoint(several / "two" / name, which="last") for name in ("whole", "parts"))
-    pd.testing.assert_frame_equal(whole.history.table.drop(columns="seconds"), parts.history.table.drop(columns="seconds"), check_exact=True)
-    assert all(whole.weights[k].equal(parts.weights[k]) for k in whole.weights) and whole.epoch == parts.epoch == 4
+    whole, parts = (load_checkpoint(several / "two" / name, which="last")
+                    for name in ("whole", "parts"))
+    pd.testing.assert_frame_equal(whole.history.table.drop(columns="seconds"),
+                                  parts.history.table.drop(columns="seconds"), check_exact=True)
+    assert (all(whole.weights[k].equal(parts.weights[k]) for k in whole.weights)
+            and whole.epoch == parts.epoch == 4)
     states = load_file(several / "two/whole/checkpoint.safetensors")
     assert not states["random/0.torch"].equal(states["random/1.torch"])
 
@@ -413,16 +494,20 @@ def test_two_processes_go_on_bit_for_bit_each_with_its_own_chance(several):
 def test_a_bad_example_stops_both_processes(several):
     messages = [(several / f"two/message{rank}.txt").read_text() for rank in (0, 1)]
     bad, good = sorted(messages, key=lambda m: "another process" in m)
-    assert "is nan in epoch 1" in bad and "17" in bad.split("[")[1] and "happened on another process" in good
+    assert ("is nan in epoch 1" in bad and "17" in bad.split("[")[1]
+            and "happened on another process" in good)
     rank = messages.index(bad)
-    assert 17 in json.loads((several / f"two/bad/nonfinite{f'-process{rank}' if rank else ''}.json").read_text())["indices"]
-    with pytest.raises(ValueError, match="processes: 2 in the checkpoint, 1 now"): train_once.train(several / "two/whole", epochs=4)
+    assert 17 in json.loads((several / f"two/bad/nonfinite{f'-process{rank}' if rank else ''}.json")
+                            .read_text())["indices"]
+    with pytest.raises(ValueError, match="processes: 2 in the checkpoint, 1 now"):
+        train_once.train(several / "two/whole", epochs=4)
 
 
-# --- what is seen --------------------------------------------------------------------------------------------------
+# --- what is seen ---------------------------------------------------------------------------------
 
 def test_the_bar_is_on_the_error_stream_and_silent_in_tests(capsys, monkeypatch):
-    run = lambda **options: fit(linear(), DataLoader(rows(), 8), DataLoader(rows(), 8), squared, epochs=2, metrics={"error": squared_metric}, **options)
+    run = lambda **options: fit(linear(), DataLoader(rows(), 8), DataLoader(rows(), 8), squared,
+                                epochs=2, metrics={"error": squared_metric}, **options)
     run()
     assert capsys.readouterr() == ("", "")
     monkeypatch.delenv("IN_TEST")
@@ -430,32 +515,43 @@ def test_the_bar_is_on_the_error_stream_and_silent_in_tests(capsys, monkeypatch)
     assert capsys.readouterr() == ("", "")
     run()
     out, err = capsys.readouterr()
-    assert out == "" and "epoch 2/2" in err and "10/10" in err and "loss=" in err and "error=" in err
+    assert (out == "" and "epoch 2/2" in err and "10/10" in err and "loss=" in err
+            and "error=" in err)
 
 
 def squared_metric(model, batch): return (model(batch[0])[:, 0] - batch[1]).square()
 
 
-# --- bad arguments -------------------------------------------------------------------------------------------------
+# --- bad arguments --------------------------------------------------------------------------------
 
 class Stream(IterableDataset):
     def __iter__(self): return iter([torch.zeros(3)])
 
 
 @pytest.mark.parametrize("options, words", [
-    ({"epochs": 0}, "epochs=0"), ({"lr": -1.0}, "lr=-1.0"), ({"lr": math.nan}, "lr=nan"), ({"clip": 0.0}, "clip=0.0"), ({"patience": 0}, "patience=0"),
-    ({"accumulate": 0}, "accumulate=0"), ({"mode": "less"}, "mode='less'"), ({"precision": "fp8"}, "precision='fp8'"), ({"precision": "fp16"}, "fp16.*needs a GPU"),
-    ({"resume": "yes"}, "resume='yes'"), ({"resume": True}, "resume=True: needs the folder"), ({"keep": "first"}, "keep='first'"), ({"seed": -1}, "seed=-1"),
-    ({"schedule": "linear"}, "schedule='linear'"), ({"metrics": {"m": abs}}, "metrics=.'m'.: are measured on validation"), ({"best": "valid_loss"}, "best='valid_loss'"),
-    ({"train": DataLoader(Stream())}, "train: needs a dataset with a length"), ({"train": DataLoader(rows(4), 8, drop_last=True)}, "train: the loader has no batch"),
+    ({"epochs": 0}, "epochs=0"), ({"lr": -1.0}, "lr=-1.0"), ({"lr": math.nan}, "lr=nan"),
+    ({"clip": 0.0}, "clip=0.0"), ({"patience": 0}, "patience=0"),
+    ({"accumulate": 0}, "accumulate=0"), ({"mode": "less"}, "mode='less'"),
+    ({"precision": "fp8"}, "precision='fp8'"), ({"precision": "fp16"}, "fp16.*needs a GPU"),
+    ({"resume": "yes"}, "resume='yes'"), ({"resume": True}, "resume=True: needs the folder"),
+    ({"keep": "first"}, "keep='first'"), ({"seed": -1}, "seed=-1"),
+    ({"schedule": "linear"}, "schedule='linear'"),
+    ({"metrics": {"m": abs}}, "metrics=.'m'.: are measured on validation"),
+    ({"best": "valid_loss"}, "best='valid_loss'"),
+    ({"train": DataLoader(Stream())}, "train: needs a dataset with a length"),
+    ({"train": DataLoader(rows(4), 8, drop_last=True)}, "train: the loader has no batch"),
     ({"valid": DataLoader(rows(), 8), "metrics": {"lr": abs}}, "name 'lr' is taken"),
-    ({"loss": lambda m, b, e: {"error": m(b[0]).mean()}}, "needs an entry 'loss'"), ({"loss": lambda m, b, e: m(b[0])}, r"the entry 'loss' is \(8, 1\)"),
-    ({"loss": lambda m, b, e: 3.0}, "the entry 'loss' is float"), ({"model": nn.ReLU()}, "model: has no parameter"),
+    ({"loss": lambda m, b, e: {"error": m(b[0]).mean()}}, "needs an entry 'loss'"),
+    ({"loss": lambda m, b, e: m(b[0])}, r"the entry 'loss' is \(8, 1\)"),
+    ({"loss": lambda m, b, e: 3.0}, "the entry 'loss' is float"),
+    ({"model": nn.ReLU()}, "model: has no parameter"),
 ])
 def test_bad_arguments_are_refused_in_words(options, words):
-    given = {"model": linear(), "train": DataLoader(rows(), 8), "valid": None, "loss": squared, "epochs": 1} | options
+    given = {"model": linear(), "train": DataLoader(rows(), 8), "valid": None, "loss": squared,
+             "epochs": 1} | options
     with pytest.raises(ValueError, match=words): fit(**given)
-    for schedule in (lambda: Cosine(warmup=-1.0), lambda: Cosine(floor=2.0), lambda: Exponential(0.0), lambda: Plateau(cut=1.0), lambda: Plateau(floor=1.5)):
+    for schedule in (lambda: Cosine(warmup=-1.0), lambda: Cosine(floor=2.0), lambda:
+                     Exponential(0.0), lambda: Plateau(cut=1.0), lambda: Plateau(floor=1.5)):
         with pytest.raises(ValueError, match="must"): schedule()
 
 
@@ -473,18 +569,25 @@ class Counting(torch.optim.Optimizer):
 def test_a_given_optimizer_has_its_own_rate_and_its_state_must_be_plain(tmp_path):
     model = linear()
     with pytest.raises(ValueError, match="lr=0.1: the given optimizer"):
-        fit(model, DataLoader(rows(), 8), None, squared, lr=0.1, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
-    for make in (lambda ps: torch.optim.RMSprop(ps, lr=0.01, momentum=0.9, centered=True), Counting):  # tensors; plain numbers
+        fit(model, DataLoader(rows(), 8), None, squared, lr=0.1,
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    for make in (lambda ps: torch.optim.RMSprop(ps, lr=0.01, momentum=0.9, centered=True),
+                 Counting):  # tensors; plain numbers
         runs = []
-        for folder, epochs in ((None, 4), (tmp_path / make.__name__, 2), (tmp_path / make.__name__, 4)):
+        for folder, epochs in ((None, 4), (tmp_path / make.__name__, 2),
+                               (tmp_path / make.__name__, 4)):
             model = linear()
             optimizer = make(model.parameters())
-            runs.append((model, fit(model, DataLoader(rows(), 8, shuffle=True), None, squared, optimizer=optimizer, epochs=epochs, folder=folder)))
+            runs.append((model, fit(model, DataLoader(rows(), 8, shuffle=True), None, squared,
+                                    optimizer=optimizer, epochs=epochs, folder=folder)))
         same_run(runs[0], runs[2])
     model = linear()
     with pytest.raises(ValueError, match="optimizer: LBFGS"):
-        fit(model, DataLoader(rows(), 8), None, squared, optimizer=torch.optim.LBFGS(model.parameters()))
+        fit(model, DataLoader(rows(), 8), None, squared,
+            optimizer=torch.optim.LBFGS(model.parameters()))
     listing = Counting(model.parameters())
     listing.state[model.weight]["history"] = [1]
-    with pytest.raises(TypeError, match="its state 'history' is list, only tensors and numbers can be saved"):
-        fit(model, DataLoader(rows(), 8), None, squared, optimizer=listing, folder=tmp_path / "list")
+    with pytest.raises(TypeError,
+                       match="its state 'history' is list, only tensors and numbers can be saved"):
+        fit(model, DataLoader(rows(), 8), None, squared, optimizer=listing,
+            folder=tmp_path / "list")

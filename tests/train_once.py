@@ -1,20 +1,23 @@
 """A small training run, made to be killed, resumed and started on several processes.
 
-`python tests/train_once.py kill FOLDER`: every run of `KILLED` in a child of its own, each killed by SIGKILL.
+`python tests/train_once.py kill FOLDER`: every run of `KILLED` in a child of its own, each killed
+by SIGKILL.
 `torchrun --nproc_per_node 2 tests/train_once.py several FOLDER`: runs that two processes share."""
 import os, signal, sys, time
 from pathlib import Path
 
 import torch
-from ssl_nb.foundations import training
-from ssl_nb.foundations.training import Cosine, Exponential, Plateau, fit, save_history
+from ssl_nb.workshop import training
+from ssl_nb.workshop.training import Cosine, Exponential, Plateau, fit, save_history
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-SCHEDULES = {"none": None, "cosine": Cosine(warmup=1.5, floor=0.1), "exponential": Exponential(0.7), "plateau": Plateau(cut=0.5, patience=0)}
-# schedule, where the blow falls: at a call of the loss (8 training batches an epoch), or at the rename of a checkpoint
-KILLED = [("none", "loss", 3), ("none", "loss", 8), ("cosine", "loss", 13), ("cosine", "rename", 3), ("exponential", "loss", 17), ("plateau", "loss", 44),
-          ("plateau", "rename", 6)]
+SCHEDULES = {"none": None, "cosine": Cosine(warmup=1.5, floor=0.1), "exponential": Exponential(0.7),
+             "plateau": Plateau(cut=0.5, patience=0)}
+# schedule, where the blow falls: at a call of the loss (8 training batches an epoch), or at the
+# rename of a checkpoint
+KILLED = [("none", "loss", 3), ("none", "loss", 8), ("cosine", "loss", 13), ("cosine", "rename", 3),
+          ("exponential", "loss", 17), ("plateau", "loss", 44), ("plateau", "rename", 6)]
 EPOCHS = 6
 
 
@@ -42,12 +45,15 @@ def loss(model, batch, epoch):
 
 
 def train(folder, schedule="none", epochs=EPOCHS, loss=loss, workers=0, model=None, **options):
-    "The run that all tests here share: shuffled, with dropout, noise, a last batch of 5, early stopping out of reach."
-    loader = DataLoader(Noisy(), 8, shuffle=True, num_workers=workers, generator=torch.Generator().manual_seed(7))
+    """The run that all tests here share: shuffled, with dropout, noise, a last batch of 5, early
+    stopping out of reach."""
+    loader = DataLoader(Noisy(), 8, shuffle=True, num_workers=workers,
+                        generator=torch.Generator().manual_seed(7))
     valid = DataLoader([{"x": a, "y": b} for a, b in zip(*data(23, 5))], 8)
     model = net() if model is None else model
-    return model, fit(model, loader, valid, loss, epochs=epochs, **{"lr": 0.02, "schedule": SCHEDULES[schedule], "clip": 1.0, "folder": folder, "patience": 50,
-                                                                    "device": "cpu", **options})
+    return model, fit(model, loader, valid, loss, epochs=epochs,
+                      **{"lr": 0.02, "schedule": SCHEDULES[schedule], "clip": 1.0, "folder": folder,
+                         "patience": 50, "device": "cpu", **options})
 
 
 def kill_at(kind, count):
@@ -74,11 +80,13 @@ def main(action, folder):
             child = os.fork()
             if child: print(schedule, kind, count, os.WTERMSIG(os.waitpid(child, 0)[1]), flush=True)
             else:
-                train(Path(folder, f"{schedule}-{kind}-{count}"), schedule, loss=kill_at(kind, count))
+                train(Path(folder, f"{schedule}-{kind}-{count}"), schedule,
+                      loss=kill_at(kind, count))
                 os._exit(0)
     else:
         several(Path(folder), int(os.environ.get("RANK", 0)))
-        if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()  # close the connections in order
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()  # close the connections in order
 
 
 def several(folder, rank):
@@ -87,14 +95,17 @@ def several(folder, rank):
     loader = DataLoader(TensorDataset(x, y), 8, shuffle=True)
     squared = lambda model, batch, epoch: (model(batch[0])[:, 0] - batch[1]).square().mean()
     misses = lambda model, batch: ((model(batch[0])[:, 0] - batch[1]).abs() > 1).float()
-    history = fit(net(0.0), loader, DataLoader(TensorDataset(*data(23, 5)), 8), squared, epochs=5, lr=0.02, schedule="cosine", clip=1.0, accumulate=2,
+    history = fit(net(0.0), loader, DataLoader(TensorDataset(*data(23, 5)), 8), squared, epochs=5,
+                  lr=0.02, schedule="cosine", clip=1.0, accumulate=2,
                   metrics={"misses": misses}, folder=folder / "run", device="cpu")
     if rank == 0: save_history(history, folder / "curve.json")
     replace = os.replace
-    training.os.replace = lambda source, target: (time.sleep(0.2), replace(source, target))  # a slow disk: nobody may run ahead of a save
+    # a slow disk: nobody may run ahead of a save
+    training.os.replace = lambda source, target: (time.sleep(0.2), replace(source, target))
     for name, epochs in (("whole", 4), ("parts", 2), ("parts", 4)):
         train(folder / name, epochs=epochs)
-        assert training.load_checkpoint(folder / name, which="last").epoch == epochs  # in every process
+        # in every process
+        assert training.load_checkpoint(folder / name, which="last").epoch == epochs
     training.os.replace = replace
     x[17] = float("nan")
     try: fit(net(0.0), loader, None, squared, epochs=1, folder=folder / "bad", device="cpu")
