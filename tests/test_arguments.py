@@ -254,7 +254,7 @@ def test_choices_and_paths(monkeypatch, tmp_path):
     refused(choice(0, 1), True, "one of 0, 1")
     monkeypatch.setenv("HOME", str(tmp_path))
     given = Path("a/b")
-    assert as_path(given, "path") is given and as_path("a/b", "path") == given and as_path("~/a", "path") == tmp_path / "a"
+    assert as_path(given, "path") is given and as_path("a/b", "path") == given and as_path("~/a", "path") == as_path(Path("~/a"), "path") == tmp_path / "a"
     for bad in ("", "  ", None, 3, b"a", ["a"], "a\0b"): refused(as_path, bad, "a path")
 
 
@@ -308,7 +308,8 @@ def test_none_goes_through_only_where_the_signature_allows_it():
 def test_what_is_no_tensor_follows_the_first_floating_tensor_wherever_it_stands():
     wide = torch.ones(4, 3, dtype=torch.float64)
     assert arrive(wide, [1, 2, 3])[1].dtype == torch.float64 and arrive([[1, 2, 3]], wide)[0].dtype == torch.float64
-    assert arrive(wide.tolist(), torch.tensor([1, 2, 3]))[1].dtype == torch.float32  # whole numbers lead nobody
+    assert arrive(wide.tolist(), torch.tensor([1, 2, 3]))[1].dtype == torch.float32
+    assert arrive(torch.ones(4, 3, dtype=torch.int64), wide[0])[0].dtype == torch.float64  # whole numbers follow
     assert arrive(wide, wide[0].float())[1].dtype == torch.float32
     assert arrive(torch.ones(4, 3, device="meta"), [1, 2, 3])[1].device.type == "meta"
 
@@ -345,7 +346,7 @@ def test_methods_constructors_and_kinds_of_parameters():
     assert len(Array.ring(3.0).mics) == 3 and Array.line(np.int64(2)) == (Array, 2) and type(Array.still(2.0)) is int
     with pytest.raises(ValueError, match="n=1"): Array.ring(1)
     only = door(a=as_speed, b=as_speed)(lambda a, /, *rest, b: (a, rest, b))
-    assert only(1, 7, 8, b=2) == (1.0, (7, 8), 2.0) and type(only(1, 7, b=2)[2]) is float
+    assert only(1, "7", "8", b=2) == (1.0, ("7", "8"), 2.0) and type(only(1, 7, b=2)[2]) is float
 
 
 def test_dataclasses_use_the_checks_alone():
