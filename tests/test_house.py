@@ -226,7 +226,9 @@ def cell_faults(cells):
 WIDEST = 100  # characters: what a column of the website shows
 
 
-def wide_lines(text): return [line for line in text.splitlines() if len(line) > WIDEST]
+def wide_lines(text):
+    "Lines of code that are too long; directives such as captions are not shown as code."
+    return [line for line in text.splitlines() if len(line) > WIDEST and not line.startswith("#|")]
 
 
 def output_faults(cells, size):
