@@ -332,7 +332,8 @@ def test_unused_imports_are_seen():
                          ids=lambda p: p.stem)
 def test_experiments_have_a_parameters_cell(path):
     from ssl_nb.workbench.experiments import read_parameters
-    assert {"profile", "seed"} <= set(read_parameters(path))
+    known = read_parameters(path)
+    assert {"profile", "seed"} <= set(known) and all(p.help for p in known.values())
 
 
 # --- versions -------------------------------------------------------------------------------------
