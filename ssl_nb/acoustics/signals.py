@@ -223,14 +223,14 @@ def istft(spectrum: Complex[Tensor, "*batch frequencies frames"], time: int,  # 
     return flat.reshape(*spectrum.shape[:-2], time)
 
 # %% ../../nbs/01_acoustics/02_signals.ipynb #ccfb44b2
-def _glottal_source(n: int, fs: int, rng: np.random.Generator) -> np.ndarray:
+def _glottal_source(n: int, fs: float, rng: np.random.Generator) -> np.ndarray:
     "Pulses with a gliding pitch of 90 to 220 Hz, plus breath."
     knots = rng.uniform(90, 220, size=max(2, int(n / fs * 3) + 2))
     pitch = np.interp(np.linspace(0, len(knots) - 1, n), np.arange(len(knots)), knots)
     phase = np.cumsum(pitch / fs)
     return np.diff(np.floor(phase), prepend=0) + 0.02 * rng.standard_normal(n)
 
-def _syllables(n: int, fs: int, rng: np.random.Generator) -> np.ndarray:
+def _syllables(n: int, fs: float, rng: np.random.Generator) -> np.ndarray:
     """Loudness between 0 and 1: syllables of 100 to 250 ms, one in five of them silent, with soft
     edges of 20 ms."""
     lengths = rng.uniform(0.1, 0.25, size=int(n / fs / 0.1) + 2)
