@@ -9,7 +9,8 @@ __all__ = ['NOISES', 'read_audio', 'write_audio', 'resample', 'fractional_delay'
            'frames', 'stft', 'istft', 'speech_like', 'voice_activity']
 
 # %% ../../nbs/01_acoustics/02_signals.ipynb #1184add6
-import math
+import io, os
+from fractions import Fraction
 from pathlib import Path
 import numpy as np
 import scipy.signal
@@ -17,15 +18,18 @@ import soundfile
 import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
-from .geometry import check_floating
+from ..arguments import as_audio, as_finite, as_path, as_rate, as_seed, as_signal, as_tensor
+from ..arguments import choice, count, door, number
 
 # %% ../../nbs/01_acoustics/02_signals.ipynb #0f99d83e
+@door(path=as_path, fs=as_rate)
 def read_audio(path: str | Path,  # WAV, FLAC, OGG and what else libsndfile reads
-               fs: int | None = None,  # resample to this rate, Hz; the file's own if None
-               ) -> tuple[Float[Tensor, "channels time"], int]:  # samples, full scale at 1, and their rate in Hz
+               fs: float | None = None,  # resample to this rate, Hz; the file's own if None
+               # samples, full scale at 1, and their rate in Hz
+               ) -> tuple[Float[Tensor, "channels time"], float]:
     """Read a sound file. Raises `FileNotFoundError`, or `ValueError` for a file that is no sound,
     is empty or holds no numbers."""
-    if not Path(path).is_file(): raise FileNotFoundError(f"path={str(path)!r}: no such file")
+    if not path.is_file(): raise FileNotFoundError(f"path={str(path)!r}: no such file")
     try: samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as e:
         raise ValueError(f"path={str(path)!r}: cannot be read as audio: {e.error_string}") from e
@@ -36,41 +40,64 @@ def read_audio(path: str | Path,  # WAV, FLAC, OGG and what else libsndfile read
     return (audio, rate) if fs in (None, rate) else (resample(audio, rate, fs), fs)
 
 # %% ../../nbs/01_acoustics/02_signals.ipynb #b5cc830c
+@door(path=as_path, audio=as_signal, fs=count())
 def write_audio(
         path: str | Path, audio: Float[Tensor, "*channels time"],  # (time,) or (channels, time)
         fs: int, subtype: str | None = None) -> None:  # Hz; the format's default encoding if None
-    """Write a sound file; the ending of its name decides the format. Raises `ValueError` beyond
-    full scale."""
-    peak = float(audio.abs().max()) if audio.numel() else 0.0
-    if not peak <= 1: raise ValueError(f"audio: peak {peak:.4g}, must be at most 1 (it would clip)")
-    soundfile.write(path, torch.atleast_2d(audio).detach().cpu().numpy().T, fs, subtype=subtype)
+    """Write a sound file, whole or not at all; the ending of its name decides the format. Raises
+    `ValueError` beyond full scale, `OSError` where the disk does not take it."""
+    peak = float(audio.abs().max())
+    if peak > 1: raise ValueError(f"audio: peak {peak:.4g}, must be at most 1 (it would clip)")
+    samples, encoded = torch.atleast_2d(audio).detach().cpu().numpy().T, io.BytesIO()
+    soundfile.write(encoded, samples, fs, subtype=subtype, format=_format_of(path))
+    _write_whole(path, encoded.getbuffer())
 
-# %% ../../nbs/01_acoustics/02_signals.ipynb #334788d7
+# %% ../../nbs/01_acoustics/02_signals.ipynb #16a18ab0
+def _format_of(path: Path) -> str:
+    ending = path.suffix[1:].upper()
+    if ending in soundfile.available_formats(): return ending
+    raise ValueError(f"path={str(path)!r}: must end in the name of a sound format, such as .wav or "
+                     f".flac")
+
+def _write_whole(path: Path, data) -> None:
+    "All of `data` under the name `path`, or nothing."
+    path = path.resolve()  # the file itself where `path` is a link to it
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file: file.write(data)
+        os.replace(part, path)
+    except OSError as e:
+        part.unlink(missing_ok=True)
+        raise OSError(e.errno, os.strerror(e.errno or 0), str(path)) from None
+
+# %% ../../nbs/01_acoustics/02_signals.ipynb #7e04893f
+@door(audio=as_signal, fs_in=as_rate, fs_out=as_rate)
 def resample(audio: Float[Tensor, "*batch time"],
-             fs_in: int, fs_out: int,  # Hz
+             fs_in: float, fs_out: float,  # Hz
              ) -> Float[Tensor, "*batch new_time"]:
     """Resample along time by SciPy's polyphase filter (on the CPU); no delay is added. Raises
     `ValueError` for bad rates."""
-    if min(fs_in, fs_out) < 1:
-        raise ValueError(f"fs_in={fs_in} Hz, fs_out={fs_out} Hz: must be at least 1")
-    check_floating(audio=audio)
     if fs_in == fs_out: return audio
-    common = math.gcd(int(fs_in), int(fs_out))
-    result = scipy.signal.resample_poly(audio.detach().cpu().numpy(), fs_out // common,
-                                        fs_in // common, axis=-1)
+    up, down = _whole_ratio(fs_in, fs_out)
+    result = scipy.signal.resample_poly(audio.detach().cpu().numpy(), up, down, axis=-1)
     return torch.from_numpy(result).to(audio)
 
+# %% ../../nbs/01_acoustics/02_signals.ipynb #fcb0f283
+def _whole_ratio(fs_in: float, fs_out: float) -> tuple[int, int]:
+    "The ratio of two rates in whole numbers: 48000.7 Hz is 480,007 samples in 10 seconds."
+    ratio = Fraction(str(fs_out)) / Fraction(str(fs_in))
+    if max(ratio.numerator, ratio.denominator) <= 1_000_000: return ratio.as_integer_ratio()
+    raise ValueError(f"fs_in={fs_in} Hz, fs_out={fs_out} Hz: their ratio is {ratio}, must be a "
+                     f"ratio of whole numbers up to 1,000,000 (round the rates)")
+
 # %% ../../nbs/01_acoustics/02_signals.ipynb #ff26443e
+@door(audio=as_signal, delay=as_finite)
 def fractional_delay(
         audio: Float[Tensor, "*#batch time"],
         delay: Float[Tensor, "*#batch"],  # samples, any sign and fraction; one per leading index
         wrap: bool = False,  # treat the signal as periodic; zeros come in from outside if False
         ) -> Float[Tensor, "*out time"]:
-    """Band-limited delay by a phase ramp in the frequency domain, equation (1). Raises `ValueError`
-    for a delay that is not finite."""
-    check_floating(audio=audio, delay=delay)
-    if not torch.isfinite(delay).all():
-        raise ValueError("delay: holds values that are not finite numbers")
+    "Band-limited delay by a phase ramp in the frequency domain, equation (1)."
     time = audio.shape[-1]
     if not (audio.numel() and delay.numel()):
         return audio.expand(*torch.broadcast_shapes(audio.shape[:-1], delay.shape), time)
@@ -84,6 +111,7 @@ def fractional_delay(
     return torch.fft.irfft(spectrum, n)[..., pad:pad + time]
 
 # %% ../../nbs/01_acoustics/02_signals.ipynb #45f902d5
+@door(audio=as_signal)
 def power_db(audio: Float[Tensor, "*batch time"]
              ) -> Float[Tensor, "*batch"]:  # dB relative to full scale; -inf for silence
     "Mean square along time in decibels."
@@ -92,12 +120,13 @@ def power_db(audio: Float[Tensor, "*batch time"]
 # %% ../../nbs/01_acoustics/02_signals.ipynb #f26ce94c
 NOISES = ("white", "pink")
 
+@door(kind=choice(*NOISES))
 def noise(shape: tuple[int, ...],  # (..., time)
           kind: str = "white",  # white or pink
-          generator: torch.Generator | None = None,  # on the CPU, so that every device gets the same noise
+          # on the CPU, so that every device gets the same noise
+          generator: torch.Generator | None = None,
           ) -> Float[Tensor, "..."]:
-    "Independent noise of unit power in every channel. Raises `ValueError` for an unknown kind."
-    if kind not in NOISES: raise ValueError(f"kind={kind!r}: must be one of {', '.join(NOISES)}")
+    "Independent noise of unit power in every channel."
     white = torch.randn(shape, generator=generator)
     if kind == "white": return white
     spectrum = torch.fft.rfft(white)
@@ -106,26 +135,45 @@ def noise(shape: tuple[int, ...],  # (..., time)
     return shaped / shaped.square().mean(-1, keepdim=True).sqrt()
 
 # %% ../../nbs/01_acoustics/02_signals.ipynb #03a7b575
+@door(audio=as_audio, snr_db=as_tensor, kind=choice(*NOISES), gain_db=as_finite)
 def add_noise(audio: Float[Tensor, "*batch mics time"],
-              snr_db: float | Float[Tensor, "*batch"],  # dB; one number, or one for each recording
+              # dB; one number, one per recording, or (*batch, mics) one per microphone
+              snr_db: float | Float[Tensor, "..."],
               generator: torch.Generator | None = None,  # on the CPU
               kind: str = "white",  # white or pink
+              # of each microphone's amplifier, for sound and noise alike, dB; (*batch, mics)
+              gain_db: float | Float[Tensor, "..."] | None = None,
               ) -> Float[Tensor, "*batch mics time"]:
     """Add noise of equal power to all microphones of a recording, equation (2) over the mean power
-    of its channels.
+    of its channels; or at an SNR of each microphone over its own power.
 
-    An infinite SNR adds nothing. Raises `ValueError` for a recording that is silent in all
-    channels: no noise has an SNR to it."""
-    power = audio.square().mean((-2, -1))
-    if (power == 0).any(): raise ValueError("audio: silent in all channels, so no SNR can be set")
+    An infinite SNR adds nothing. Raises `ValueError` for silence: no noise has an SNR to it."""
     snr = torch.as_tensor(snr_db, dtype=audio.dtype, device=audio.device)
-    if (torch.isnan(snr) | (snr == -torch.inf)).any():
-        raise ValueError(f"snr_db={snr_db} dB: must be a number above minus infinity")
+    power = _power_to_set(audio, snr)
     scale = (power / 10 ** (snr / 10)).sqrt()
-    return audio + scale[..., None, None] * noise(tuple(audio.shape), kind, generator).to(audio)
+    while scale.ndim < audio.ndim: scale = scale.unsqueeze(-1)
+    noisy = audio + scale * noise(tuple(audio.shape), kind, generator).to(audio)
+    return noisy if gain_db is None else noisy * 10 ** (gain_db.to(audio).unsqueeze(-1) / 20)
+
+# %% ../../nbs/01_acoustics/02_signals.ipynb #297f57e9
+def _power_to_set(audio: Tensor, snr: Tensor) -> Tensor:
+    "Power that the SNR refers to: of each recording, or of each microphone if `snr` has mics."
+    bad = torch.isnan(snr) | (snr == -torch.inf)
+    if bad.any():
+        raise ValueError(f"snr_db={snr[bad][0]:g} dB: must be a number above minus infinity")
+    per_mic = snr.ndim == audio.ndim - 1
+    if per_mic and snr.shape[-1] != audio.shape[-2]:
+        raise ValueError(f"snr_db: shape {tuple(snr.shape)}, needs one number per microphone, "
+                         f"{tuple(audio.shape[:-1])}, or per recording, {tuple(audio.shape[:-2])}")
+    power = audio.square().mean(-1 if per_mic else (-2, -1))
+    if (power == 0).any():
+        raise ValueError(f"audio: {'a silent channel' if per_mic else 'silent in all channels'}, "
+                         f"so no SNR can be set")
+    return power
 
 # %% ../../nbs/01_acoustics/02_signals.ipynb #1734a6e2
-def high_pass(audio: Float[Tensor, "*batch time"], fs: int,  # Hz
+@door(audio=as_signal, fs=as_rate, order=count())
+def high_pass(audio: Float[Tensor, "*batch time"], fs: float,  # Hz
               cutoff: float,  # half of the power is gone here, Hz
               order: int = 4) -> Float[Tensor, "*batch time"]:
     """Butterworth high-pass by SciPy (on the CPU, in double precision). Raises `ValueError` for a
@@ -137,25 +185,25 @@ def high_pass(audio: Float[Tensor, "*batch time"], fs: int,  # Hz
                                                  audio.detach().cpu().double().numpy())).to(audio)
 
 # %% ../../nbs/01_acoustics/02_signals.ipynb #18065333
+@door(audio=as_tensor, length=count(), hop=count())
 def frames(audio: Float[Tensor, "*batch time"],
            length: int, hop: int,  # samples
            ) -> Float[Tensor, "*batch frames length"]:
     """Overlapping frames as a view; frame k starts at sample k * hop. Raises `ValueError` where not
     even one fits."""
-    if length < 1 or hop < 1:
-        raise ValueError(f"length={length}, hop={hop}: must be at least 1 sample")
     if audio.shape[-1] < length:
         raise ValueError(f"audio: {audio.shape[-1]} samples, a frame needs {length}")
     return audio.unfold(-1, length, hop)
 
 # %% ../../nbs/01_acoustics/02_signals.ipynb #779a75c8
+@door(audio=as_signal, length=count(2), hop=count())
 def stft(audio: Float[Tensor, "*batch time"], length: int = 512,  # of the window, samples
          hop: int | None = None,  # samples; half a window if None
          ) -> Complex[Tensor, "*batch frequencies frames"]:
     """Short-time Fourier transform with a square-root Hann window; frame k is centred on sample k *
     hop. Raises `ValueError` for an odd length."""
-    if length < 2 or length % 2: raise ValueError(f"length={length} samples: must be even")
-    if hop is not None and not 1 <= hop <= length // 2:
+    if length % 2: raise ValueError(f"length={length} samples: must be even")
+    if hop is not None and hop > length // 2:
         raise ValueError(f"hop={hop} samples: must be from 1 to half a window, {length // 2}")
     window = torch.hann_window(length, device=audio.device, dtype=audio.dtype).sqrt()
     flat = torch.stft(audio.reshape(-1, audio.shape[-1]), length, hop or length // 2, window=window,
@@ -163,6 +211,7 @@ def stft(audio: Float[Tensor, "*batch time"], length: int = 512,  # of the windo
     return flat.reshape(*audio.shape[:-1], *flat.shape[-2:])
 
 # %% ../../nbs/01_acoustics/02_signals.ipynb #cbe14fdf
+@door(time=count(), hop=count())
 def istft(spectrum: Complex[Tensor, "*batch frequencies frames"], time: int,  # samples wanted back
           hop: int | None = None,  # as given to stft
           ) -> Float[Tensor, "*batch time"]:
@@ -174,14 +223,14 @@ def istft(spectrum: Complex[Tensor, "*batch frequencies frames"], time: int,  # 
     return flat.reshape(*spectrum.shape[:-2], time)
 
 # %% ../../nbs/01_acoustics/02_signals.ipynb #ccfb44b2
-def _glottal_source(n: int, fs: int, rng: np.random.Generator) -> np.ndarray:
+def _glottal_source(n: int, fs: float, rng: np.random.Generator) -> np.ndarray:
     "Pulses with a gliding pitch of 90 to 220 Hz, plus breath."
     knots = rng.uniform(90, 220, size=max(2, int(n / fs * 3) + 2))
     pitch = np.interp(np.linspace(0, len(knots) - 1, n), np.arange(len(knots)), knots)
     phase = np.cumsum(pitch / fs)
     return np.diff(np.floor(phase), prepend=0) + 0.02 * rng.standard_normal(n)
 
-def _syllables(n: int, fs: int, rng: np.random.Generator) -> np.ndarray:
+def _syllables(n: int, fs: float, rng: np.random.Generator) -> np.ndarray:
     """Loudness between 0 and 1: syllables of 100 to 250 ms, one in five of them silent, with soft
     edges of 20 ms."""
     lengths = rng.uniform(0.1, 0.25, size=int(n / fs / 0.1) + 2)
@@ -192,14 +241,13 @@ def _syllables(n: int, fs: int, rng: np.random.Generator) -> np.ndarray:
     return np.convolve(gate, edge / edge.sum())[len(edge) // 2:][:n]
 
 # %% ../../nbs/01_acoustics/02_signals.ipynb #241bd22b
-def speech_like(seconds: float, fs: int = 16000,  # Hz
+@door(seconds=number("s", above=0), fs=number("Hz", least=4000), seed=as_seed)
+def speech_like(seconds: float, fs: float = 16000,  # Hz
                 seed: int = 0) -> Float[Tensor, "time"]:  # peak 0.5
     """A synthetic signal with pitch, formants, syllables and pauses; the same seed gives the same
     signal."""
     n = round(seconds * fs)
-    if not 1 <= n or fs < 4000:
-        raise ValueError(f"seconds={seconds}, fs={fs} Hz: needs at least one sample at 4000 Hz or "
-                         f"more")
+    if n < 1: raise ValueError(f"seconds={seconds} s: must hold at least one sample")
     rng = np.random.default_rng(seed)
     signal = _glottal_source(n, fs, rng)
     for frequency, width in ((500, 80), (1500, 120), (2500, 200)):
@@ -211,14 +259,14 @@ def speech_like(seconds: float, fs: int = 16000,  # Hz
     return torch.from_numpy(0.5 * signal / np.abs(signal).max()).float()
 
 # %% ../../nbs/01_acoustics/02_signals.ipynb #1396a87a
-def voice_activity(audio: Float[Tensor, "*batch time"], fs: int,  # Hz
+@door(audio=as_signal, fs=as_rate, threshold_db=number("dB", below=0), length=count(), hop=count())
+def voice_activity(audio: Float[Tensor, "*batch time"], fs: float,  # Hz
                    threshold_db: float = -30.0,  # relative to the loudest frame, dB
                    length: int | None = None,  # of a frame, samples; 20 ms if None
                    hop: int | None = None,  # samples; one frame if None
                    ) -> Bool[Tensor, "*batch frames"]:
     """True for frames within `threshold_db` of the loudest one; all False in silence. Frames as in
     `frames`."""
-    if threshold_db >= 0: raise ValueError(f"threshold_db={threshold_db} dB: must be below 0")
     length = length or round(0.02 * fs)
     power = frames(audio, length, hop or length).square().mean(-1)
     loudest = power.amax(-1, keepdim=True)
