@@ -229,8 +229,19 @@ def test_diffuse_noise_keeps_power_batch_and_seed():
     noise = make(0)
     assert (noise.shape == (2, 3, 6, 8000) and noise.equal(make(0))
             and abs(noise.square().mean() - 1) < 0.05)
-    with pytest.raises(ValueError, match="5 of them"): mix_diffuse(torch.zeros(5, 100), mics)
+    with pytest.raises(ValueError, match="signals: has 5 channels"):
+        mix_diffuse(torch.zeros(5, 100), mics)
+    with pytest.raises(ValueError, match="time must come last"):
+        mix_diffuse(torch.zeros(100, 6), mics)
+    with pytest.raises(ValueError, match="one array at a time"): diffuse_noise(mics[None], 100)
     with pytest.raises(ValueError, match="time=0"): diffuse_noise(mics, 0)
+
+
+def test_diffuse_noise_takes_lists_and_a_few_samples_of_many_microphones():
+    mics = circular_array(6, 0.1)
+    make = lambda m, time: diffuse_noise(m, time, generator=torch.Generator().manual_seed(0))
+    assert make(mics.tolist(), 5).equal(make(mics, 5)) and make(mics, 5).shape == (6, 5)
+    assert diffuse_coherence(mics.numpy(), [500, 1000.0]).shape == (2, 6, 6)
 
 
 @pytest.mark.parametrize("cutoff", [0.0, 8000.0, float("nan")])
