@@ -58,6 +58,19 @@ def test_standing_still_equals_the_static_simulation(method, samples, interval):
     assert (moving.audio - still).norm() < 2e-3 * still.norm()
 
 
+def test_a_walk_takes_lists_arrays_and_single_numbers():
+    track = line_trajectory([1, 1, 1.5], MICS[0].numpy(), 1, amplitude=0.1, oscillations=[1, 2, 0])
+    same = line_trajectory(torch.tensor([1.0, 1, 1.5]), MICS[0], 1.0, torch.full((3,), 0.1),
+                           torch.tensor([1.0, 2, 0]))
+    assert track.positions.equal(same.positions)
+    path = Trajectory([0, 1], [[1, 1, 1.5], [2, 1, 1.5]])
+    assert path.at(0.5).tolist() == [1.5, 1, 1.5]
+    sound = torch.randn(2000, generator=generator())
+    heard = moving_source(sound.numpy(), ROOM, path, MICS.tolist(), method="anechoic").audio
+    assert heard.equal(moving_source(sound, ROOM, path, MICS, method="anechoic").audio)
+    assert jitter_mics(MICS.tolist(), 0, generator()).equal(MICS)
+
+
 def test_the_scene_knows_place_and_speech():
     voice, track = speech_like(2.0, seed=1), line_trajectory(torch.tensor([1.0, 1.0, 1.5]),
                                                              torch.tensor([4.0, 3.0, 1.5]), 2.0)
@@ -97,8 +110,15 @@ def test_direct_sound_of_a_walker_arrives_on_time_at_every_microphone():
                            MICS, method="ray"), "method='ray'"),
     (lambda: moving_source(torch.ones(100), ROOM, Trajectory(torch.zeros(1), torch.ones(1, 3)),
                            MICS, interval=0.0), "interval=0.0"),
+    (lambda: moving_source(torch.ones(100), ROOM, Trajectory(torch.zeros(1), torch.ones(1, 3)),
+                           MICS, interval=1e-5), "at least one sample"),
     (lambda: moving_source(torch.ones(0), ROOM, Trajectory(torch.zeros(1), torch.ones(1, 3)),
-                           MICS), "no samples"),
+                           MICS), "signal: has 0 samples"),
+    (lambda: moving_source(torch.ones(2, 100), ROOM, Trajectory([0], [[1, 1, 1]]), MICS),
+     "signal: shape .* one signal"),
+    (lambda: line_trajectory([0, 0], [1, 1, 1], 1.0), "start: shape"),
+    (lambda: mix_at_snr(torch.ones(9, 2), torch.ones(9, 2), 10), "time must come last"),
+    (lambda: random_trajectory(ROOM, 1.0, generator(), amplitude=(1.0, 0.0)), "amplitude="),
     (lambda: mix_at_snr(torch.ones(2, 9), torch.zeros(2, 9), 10), "silent"),
     (lambda: mix_at_snr(torch.ones(2, 9), torch.ones(2, 9), math.inf), "snr_db=inf"),
     (lambda: jitter_mics(MICS, -1.0, generator()), "sigma=-1.0"),

@@ -101,21 +101,31 @@ def test_open_walls_leave_the_direct_sound():
 
 @pytest.mark.parametrize("change, words", [
     ({"size": torch.tensor([5.0, -4, 3])}, "size:"),
-    ({"absorption": torch.full((6,), 1.2)}, "absorption: .* between 0 and 1"),
+    ({"absorption": torch.full((6,), 1.2)}, "absorption: 1.2 at index .* from 0 to 1"),
+    ({"absorption": [0.1, 0.2]}, "absorption: shape .* one per wall"),
     ({"sources": torch.tensor([[6.0, 1, 1]])}, "sources: .* outside"),
     ({"mics": torch.tensor([[1.0, 1, 3.5]])}, "mics: .* outside"),
     ({"mics": torch.tensor([[1.0, 1, 1]])}, "lies on a source"), ({"seconds": 0.0}, "seconds=0.0"),
     ({"seconds": 30.0}, "image sources, more than"),
     ({"fs": 0}, "fs=0"), ({"c": -1.0}, "c=-1.0"), ({"max_order": -1}, "max_order=-1"),
-    ({"sources": torch.ones(1, 3, dtype=torch.long)}, "sources: type"),
+    ({"size": [5.0, 4.0]}, "size: shape"), ({"sources": [[1.0, math.nan, 1]]}, "must be finite"),
+    ({"mics": [[1.0, 1.0]]}, "mics: shape"),
 ])
 def test_impossible_image_sources_are_refused(change, words):
     arguments = {"size": torch.tensor([5.0, 4, 3]), "absorption": torch.full((6,), 0.3),
                  "sources": torch.ones(1, 3), "mics": torch.full((1, 3), 2.0)}
-    if words.startswith("sources: type"):  # the type checker of the tests refuses it first
-        with pytest.raises(Exception): image_source_rirs(**arguments | change)
-    else:
-        with pytest.raises(ValueError, match=words): image_source_rirs(**arguments | change)
+    with pytest.raises(ValueError, match=words): image_source_rirs(**arguments | change)
+
+
+def test_image_sources_take_lists_arrays_a_single_absorption_and_a_fractional_rate():
+    points = inside([5, 4, 3], 3, 0)
+    wanted = image_source_rirs(torch.tensor([5.0, 4, 3]), torch.full((6,), 0.2), points[:1],
+                               points[1:], seconds=0.03)
+    lists = image_source_rirs((5, 4, 3), 0.2, points[:1].numpy(), points[1:].tolist(), seconds=0.03)
+    assert torch.equal(lists, wanted)
+    # whole samples of a fractional rate: the direct sound lies at its delay
+    odd = image_source_rirs([9, 9, 9], 1.0, [[1, 4, 4]], [[8, 4, 4]], 44100.7, 0.03)[0, 0]
+    assert odd.abs().argmax() == round(7 / 343 * 44100.7)
 
 
 # --- hybrid ---------------------------------------------------------------------------------------
@@ -219,8 +229,19 @@ def test_diffuse_noise_keeps_power_batch_and_seed():
     noise = make(0)
     assert (noise.shape == (2, 3, 6, 8000) and noise.equal(make(0))
             and abs(noise.square().mean() - 1) < 0.05)
-    with pytest.raises(ValueError, match="5 of them"): mix_diffuse(torch.zeros(5, 100), mics)
+    with pytest.raises(ValueError, match="signals: has 5 channels"):
+        mix_diffuse(torch.zeros(5, 100), mics)
+    with pytest.raises(ValueError, match="time must come last"):
+        mix_diffuse(torch.zeros(100, 6), mics)
+    with pytest.raises(ValueError, match="one array at a time"): diffuse_noise(mics[None], 100)
     with pytest.raises(ValueError, match="time=0"): diffuse_noise(mics, 0)
+
+
+def test_diffuse_noise_takes_lists_and_a_few_samples_of_many_microphones():
+    mics = circular_array(6, 0.1)
+    make = lambda m, time: diffuse_noise(m, time, generator=torch.Generator().manual_seed(0))
+    assert make(mics.tolist(), 5).equal(make(mics, 5)) and make(mics, 5).shape == (6, 5)
+    assert diffuse_coherence(mics.numpy(), [500, 1000.0]).shape == (2, 6, 6)
 
 
 @pytest.mark.parametrize("cutoff", [0.0, 8000.0, float("nan")])

@@ -288,6 +288,10 @@ def test_bad_banks_are_refused(change, words):
     with pytest.raises(ValueError, match=words): SceneBank(**{"spec": BANK, "count": 3, **change})
 
 
+def test_a_bank_takes_the_numbers_of_numpy():
+    assert len(SceneBank(BANK, np.int64(2), np.int64(3), per_room=2.0)) == 2
+
+
 def test_words_that_do_not_fit_and_indices_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match="too short for an utterance"), torch.random.fork_rng():
         SceneBank(BANK, 1, kind="digit")[0]

@@ -9,13 +9,23 @@ __all__ = ['diffuse_coherence', 'mix_diffuse', 'diffuse_noise']
 
 # %% ../../nbs/01_acoustics/05_diffuse_noise.ipynb #df361d43
 import math
+from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from .geometry import SPEED_OF_SOUND, check_floating, check_speed
+from .geometry import SPEED_OF_SOUND
 from .signals import istft, stft
+from ..arguments import as_audio, as_numbers, as_positions, as_rate, as_speed, count, door
+from ..arguments import match_channels
 
 # %% ../../nbs/01_acoustics/05_diffuse_noise.ipynb #af63f656
+def _as_array(value, name: str, like=None) -> Tensor:
+    value = as_positions(value, name, like, axes=(3,))
+    if value.ndim == 2: return value
+    raise ValueError(f"{name}: shape {tuple(value.shape)}, needs (mics, 3): one array at a time")
+
+# %% ../../nbs/01_acoustics/05_diffuse_noise.ipynb #f9211345
+@door(mics=_as_array, frequencies=partial(as_numbers, unit="Hz"), c=as_speed)
 def diffuse_coherence(mics: Float[Tensor, "mics 3"],  # m
                       frequencies: Float[Tensor, "frequencies"],  # Hz
                       c: float = SPEED_OF_SOUND,  # m/s
@@ -24,32 +34,24 @@ def diffuse_coherence(mics: Float[Tensor, "mics 3"],  # m
     # the matrix is symmetric: half of the sines will do
     i, j = torch.tril_indices(len(mics), len(mics), -1, device=mics.device)
     d = torch.linalg.vector_norm(mics[i] - mics[j], dim=-1)
-    x = 2 * torch.pi * frequencies[:, None] * d / check_speed(c)
+    x = 2 * torch.pi * frequencies[:, None] * d / c
     coherence = torch.ones(len(frequencies), len(mics), len(mics), dtype=x.dtype, device=x.device)
     coherence[:, i, j] = coherence[:, j, i] = torch.where(x == 0, torch.ones_like(x), x.sin() / x)
     return coherence
 
-# %% ../../nbs/01_acoustics/05_diffuse_noise.ipynb #edd6dfc5
-# added to the diagonal: at 0 Hz all microphones hear the same, and equation (2) would have no
-# unique factor
+# %% ../../nbs/01_acoustics/05_diffuse_noise.ipynb #77cebfca
+# added to the diagonal: at 0 Hz equation (2) would have no unique factor
 _FLOOR = 1e-5
 
-def mix_diffuse(signals: Float[Tensor, "*batch channels time"],  # independent noises of equal spectrum, one a microphone
-                mics: Float[Tensor, "mics 3"],  # m
-                fs: int = 16000,  # Hz
-                c: float = SPEED_OF_SOUND,  # m/s
-                ) -> Float[Tensor, "*batch channels time"]:
-    """Give independent signals the coherence of a diffuse field, equations (1) and (2). Raises
-    `ValueError` for a wrong number of signals."""
-    check_floating(signals=signals, mics=mics)
-    if signals.shape[-2] != len(mics):
-        raise ValueError(f"signals: {signals.shape[-2]} of them, must be one for each of "
-                         f"{len(mics)} microphones")
-    if fs < 1: raise ValueError(f"fs={fs} Hz: must be at least 1")
-    if not signals.numel(): return signals
+def _frame_length(mics, fs: float, c: float) -> int:
+    "Samples of a frame in which sound crosses the array twice, a power of two from 256 on."
     widest = float(torch.linalg.vector_norm(mics[:, None] - mics, dim=-1).max())
-    # of a frame, samples
-    length = max(256, 2 ** math.ceil(math.log2(2 * widest / check_speed(c) * fs + 1)))
+    return max(256, 2 ** math.ceil(math.log2(2 * widest / c * fs + 1)))
+
+# %% ../../nbs/01_acoustics/05_diffuse_noise.ipynb #a64ac807
+def _mix(signals, mics, fs: float, c: float):
+    "Equations (1) and (2): signals (*batch, channels, time) with the coherence of a diffuse field."
+    length = _frame_length(mics, fs, c)
     frequencies = torch.linspace(0, fs / 2, length // 2 + 1, dtype=torch.float64,
                                  device=signals.device)
     coherence = diffuse_coherence(mics.double().to(signals.device), frequencies, c)
@@ -58,15 +60,27 @@ def mix_diffuse(signals: Float[Tensor, "*batch channels time"],  # independent n
     spectra = stft(signals, length).movedim(-2, -3)  # (*batch, frequencies, mics, frames)
     return istft((factor.to(spectra.dtype) @ spectra).movedim(-3, -2), signals.shape[-1])
 
+# %% ../../nbs/01_acoustics/05_diffuse_noise.ipynb #deda73e8
+@door(signals=as_audio, mics=_as_array, fs=as_rate, c=as_speed)
+def mix_diffuse(signals: Float[Tensor, "*batch channels time"],  # independent, of equal spectrum
+                mics: Float[Tensor, "mics 3"],  # m
+                fs: float = 16000,  # Hz
+                c: float = SPEED_OF_SOUND,  # m/s
+                ) -> Float[Tensor, "*batch channels time"]:
+    """Give independent signals the coherence of a diffuse field, equations (1) and (2). Raises
+    `ValueError` unless there is one signal for each microphone."""
+    match_channels(signals, mics, "signals")
+    return _mix(signals, mics, fs, c)
+
 # %% ../../nbs/01_acoustics/05_diffuse_noise.ipynb #292f6179
+@door(mics=_as_array, time=count(), fs=as_rate, c=as_speed)
 def diffuse_noise(mics: Float[Tensor, "mics 3"],  # m
                   time: int,  # samples
-                  fs: int = 16000,  # Hz
-                  generator: torch.Generator | None = None,  # on the CPU, so that every device gets the same noise
+                  fs: float = 16000,  # Hz
+                  generator: torch.Generator | None = None,  # on the CPU, for every device
                   c: float = SPEED_OF_SOUND,  # m/s
                   batch: tuple[int, ...] = (),  # independent fields
                   ) -> Float[Tensor, "*batch mics time"]:
     "White noise of unit power with the coherence of a diffuse field, equation (1)."
-    if time < 1: raise ValueError(f"time={time} samples: must be at least 1")
     white = torch.randn(*batch, len(mics), time, generator=generator, dtype=mics.dtype)
-    return mix_diffuse(white.to(mics.device), mics, fs, c)
+    return _mix(white.to(mics.device), mics, fs, c)

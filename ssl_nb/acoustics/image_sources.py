@@ -1,4 +1,4 @@
-"""The image method, from a loop of ten lines to tens of millions of echoes a second
+"""Where the echoes of a shoebox room come from, and how to add up millions of them per second
 
 Docs: https://ssl-nb.github.io/ssl_nb/01_acoustics/image_sources.html.md"""
 
@@ -9,54 +9,29 @@ __all__ = ['image_source_rirs']
 
 # %% ../../nbs/01_acoustics/04_image_sources.ipynb #77f15263
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from .geometry import SPEED_OF_SOUND, check_floating, check_speed
-
-# %% ../../nbs/01_acoustics/04_image_sources.ipynb #8939a90b
-_HALF = 40  # samples on each side of the sinc
-
-def _axis_tables(length: float, walls, sources, mics, radius: float):
-    """Along one axis: squared differences (rows, images), gains (images) and meetings (images); a
-    row is a source at a microphone."""
-    most = math.ceil(radius / (2 * length)) + 1
-    q = torch.arange(-most, most + 1, device=sources.device).repeat_interleave(2)
-    p = torch.arange(2, device=sources.device).repeat(2 * most + 1)
-    images = torch.where(p == 0, sources[:, None], -sources[:, None]) + 2 * length * q
-    low, high = (1 - walls).clamp(min=0).sqrt()
-    return ((images - mics[:, None]).square(), low ** (q - p).abs() * high ** q.abs(),
-            (q - p).abs() + q.abs())
-
-# %% ../../nbs/01_acoustics/04_image_sources.ipynb #52e931e0
-def _reachable_columns(y_table, z_table, radius: float, max_order: int | None):
-    """Combinations of y and z within reach, nearest first: squared differences (rows, n), gains,
-    meetings, least squared difference."""
-    (y, gain_y, met_y), (z, gain_z, met_z) = y_table, z_table
-    least = y.amin(0)[:, None] + z.amin(0)
-    met = met_y[:, None] + met_z
-    keep = (least <= radius**2) & (met <= (max_order if max_order is not None else math.inf))
-    i, j = keep.nonzero().unbind(1)
-    near = least[i, j].argsort()
-    i, j = i[near], j[near]
-    return y[:, i] + z[:, j], gain_y[i] * gain_z[j], met_y[i] + met_z[j], least[i, j]
+from .geometry import SPEED_OF_SOUND
+from ..arguments import as_numbers, as_positions, as_rate, as_speed, count, door, number
 
 # %% ../../nbs/01_acoustics/04_image_sources.ipynb #aac2c54a
+_HALF = 40  # samples on each side of the sinc
 _PHASES = 32  # of a sample
 
 @lru_cache(maxsize=8)
 def _phase_kernels(dtype, device):
-    "Equation (3) for the delays 0, 1/P, ..., 1: (phases + 1, 1, 81)."
+    "Equation (3) for the delays 0, 1/K, ..., 1: (phases + 1, 1, 81)."
     n = torch.arange(-_HALF, _HALF + 1, dtype=torch.float64)
     phase = torch.arange(_PHASES + 1, dtype=torch.float64)[:, None] / _PHASES
     return (torch.sinc(n - phase) * torch.cos(torch.pi * n / (2 * _HALF)) ** 2)[:, None].to(
         device=device, dtype=dtype)
 
+# %% ../../nbs/01_acoustics/04_image_sources.ipynb #2b6c2bcc
 def _count(bins, delay, amplitude):
-    """Add amplitudes (rows, images) at delays in samples to the bins (rows, samples * (phases +
-    1)). Overwrites `delay`."""
-    # whole samples are _PHASES + 1 bins long, so each keeps its own window
+    "Add amplitudes (rows, images) at delays in samples to the bins (rows, samples * (phases + 1))."
+    # whole samples are _PHASES + 1 bins long, so each keeps its own window; `delay` is overwritten
     position = delay.floor().add_(delay, alpha=_PHASES)
     position.clamp_(max=bins.shape[-1] - 2)
     index = position.long()
@@ -64,29 +39,52 @@ def _count(bins, delay, amplitude):
     bins.scatter_add_(1, index, amplitude - share)
     bins.scatter_add_(1, index.add_(1), share)
 
-# %% ../../nbs/01_acoustics/04_image_sources.ipynb #2b6c2bcc
+# %% ../../nbs/01_acoustics/04_image_sources.ipynb #bb0e955b
 def _filter_bins(bins, taps: int):
     "Responses (rows, taps) from the bins (rows, (taps + 40) * (phases + 1) and more)."
     by_phase = bins[:, :(taps + _HALF) * (_PHASES + 1)].unflatten(1, (taps + _HALF, _PHASES + 1)).mT
     h = torch.nn.functional.conv_transpose1d(by_phase, _phase_kernels(bins.dtype, bins.device))
     return h[:, 0, _HALF:_HALF + taps]
 
-# %% ../../nbs/01_acoustics/04_image_sources.ipynb #bb0e955b
-def _responses(size, absorption, sources, mics, fs: int, taps: int, c: float,
+# %% ../../nbs/01_acoustics/04_image_sources.ipynb #9892902e
+def _axis_tables(length: float, walls, sources, mics, radius: float):
+    "Along one axis: squared differences (rows, images), gains (images), reflections (images)."
+    most = math.ceil(radius / (2 * length)) + 1
+    l = torch.arange(-most, most + 1, device=sources.device).repeat_interleave(2)
+    k = torch.arange(2, device=sources.device).repeat(2 * most + 1)
+    images = torch.where(k == 0, sources[:, None], -sources[:, None]) + 2 * length * l
+    low, high = (1 - walls).clamp(min=0).sqrt()
+    return ((images - mics[:, None]).square(), low ** (l - k).abs() * high ** l.abs(),
+            (l - k).abs() + l.abs())
+
+# %% ../../nbs/01_acoustics/04_image_sources.ipynb #ca0db75d
+def _reachable_columns(y_table, z_table, radius: float, max_order: int | None):
+    """Combinations of y and z within reach, nearest first: squared differences (rows, n), gains,
+    reflections, least squared difference."""
+    (y, gain_y, n_y), (z, gain_z, n_z) = y_table, z_table
+    least = y.amin(0)[:, None] + z.amin(0)
+    reflections = n_y[:, None] + n_z
+    most = max_order if max_order is not None else math.inf
+    i, j = ((least <= radius**2) & (reflections <= most)).nonzero().unbind(1)
+    near = least[i, j].argsort()
+    i, j = i[near], j[near]
+    return y[:, i] + z[:, j], gain_y[i] * gain_z[j], n_y[i] + n_z[j], least[i, j]
+
+# %% ../../nbs/01_acoustics/04_image_sources.ipynb #09cb63b0
+def _responses(size, absorption, sources, mics, fs: float, taps: int, c: float,
                max_order: int | None):
     "Responses of one room: rows of sources (rows, 3) and mics (rows, 3) -> (rows, taps)."
     radius = (taps + _HALF) * c / fs  # images whose sinc still reaches into the last tap
     tables = [_axis_tables(float(size[a]), absorption[2 * a:2 * a + 2], sources[:, a], mics[:, a],
                            radius) for a in range(3)]
-    columns, gains, met, least = _reachable_columns(*tables[1:], radius, max_order)
+    columns, gains, reflections, least = _reachable_columns(*tables[1:], radius, max_order)
     bins = sources.new_zeros(len(sources), (taps + _HALF + 1) * (_PHASES + 1) + 2)
-    nearest = tables[0][0].amin(0)
-    reach = torch.searchsorted(least, radius**2 - nearest).tolist()  # of every plane of constant x
-    for x, gain_x, met_x, n in zip(tables[0][0].unbind(1), tables[0][1], tables[0][2], reach):
+    reach = torch.searchsorted(least, radius**2 - tables[0][0].amin(0)).tolist()
+    for x, gain_x, n_x, n in zip(tables[0][0].unbind(1), tables[0][1], tables[0][2], reach):
         if not n: continue
         distance = (columns[:, :n] + x[:, None]).sqrt_()
         gain = gains[:n] * gain_x
-        if max_order is not None: gain = gain * (met[:n] + met_x <= max_order)
+        if max_order is not None: gain = gain * (reflections[:n] + n_x <= max_order)
         _count(bins, distance * (fs / c), gain / distance)
     return _filter_bins(bins, taps)
 
@@ -95,62 +93,65 @@ def _responses(size, absorption, sources, mics, fs: int, taps: int, c: float,
 _AT_ONCE = {True: 2**23, False: 2**27}
 _MOST_IMAGES = 1e9  # of one source at one microphone
 
-def _check_images(size, absorption, fs, seconds, c, max_order) -> None:
-    check_speed(c)
-    if fs < 1: raise ValueError(f"fs={fs} Hz: must be at least 1")
-    if not 0 < seconds < math.inf: raise ValueError(f"seconds={seconds}: must be positive")
-    if max_order is not None and max_order < 0:
-        raise ValueError(f"max_order={max_order}: must be 0 or more")
-    if not (torch.isfinite(size).all() and (size > 0).all()):
-        raise ValueError(f"size: {size.flatten().tolist()[:3]} m, must be three positive lengths")
-    if not ((absorption >= 0) & (absorption <= 1)).all():
-        raise ValueError(f"absorption: {absorption.flatten().tolist()[:6]}, must lie between 0 "
-                         f"and 1")
+def _as_sizes(value, name: str, like=None) -> Tensor:
+    value = as_numbers(value, name, like, unit="m", above=0)
+    if value.ndim and value.shape[-1] == 3: return value
+    raise ValueError(f"{name}: shape {tuple(value.shape)}, needs (*rooms, 3): sides x, y, z")
+
+def _as_walls(value, name: str, like=None) -> Tensor:
+    value = as_numbers(value, name, like, least=0, most=1)
+    if not value.ndim: return value.expand(6)
+    if value.shape[-1] == 6: return value
+    raise ValueError(f"{name}: shape {tuple(value.shape)}, needs (*rooms, 6), one per wall, or a "
+                     "single number")
+
+def _check_points(size, sources, mics) -> None:
+    for name, points in (("sources", sources), ("mics", mics)):
+        outside = ~((points >= 0) & (points <= size.unsqueeze(-2))).all(-1)
+        if not outside.any(): continue
+        raise ValueError(f"{name}: {[round(v, 3) for v in points[outside][0].tolist()]} m is "
+                         f"outside its room")
+    if (sources.unsqueeze(-2) == mics.to(sources).unsqueeze(-3)).all(-1).any():
+        raise ValueError("mics: a microphone lies on a source, where equation (2) divides by zero")
+
+def _check_images(size, seconds: float, c: float) -> None:
     images = 4 / 3 * math.pi * (c * seconds) ** 3 / float(size.prod(-1).min())
-    if images > _MOST_IMAGES and max_order is None:
+    if images > _MOST_IMAGES:
         raise ValueError(f"seconds={seconds}: needs {images:.0e} image sources, more than "
                          f"{_MOST_IMAGES:.0e}; give fewer seconds or max_order")
 
-def _check_in_room(name: str, points, size) -> None:
-    outside = ~((points >= 0) & (points <= size.unsqueeze(-2))).all(-1)
-    if outside.any():
-        raise ValueError(f"{name}: {[round(v, 3) for v in points[outside][0].tolist()]} m is "
-                         f"outside its room")
+def _rows_at_once(sizes, on_cpu: bool, taps: int, radius: float) -> int:
+    columns = math.pi * radius**2 / float((sizes.prod(-1) / sizes[:, 0]).min())
+    return max(1, int(_AT_ONCE[on_cpu] / max(taps * (_PHASES + 1), columns)))
 
 # %% ../../nbs/01_acoustics/04_image_sources.ipynb #c1bbe2ed
+@door(size=_as_sizes, absorption=_as_walls, sources=partial(as_positions, axes=(3,)),
+      mics=partial(as_positions, axes=(3,)), fs=as_rate, seconds=number("s", above=0), c=as_speed,
+      max_order=count(least=0))
 def image_source_rirs(
     size: Float[Tensor, "*rooms 3"],  # sides of the rooms, m
-    absorption: Float[Tensor, "*#rooms 6"],  # energy taken by the walls x=0, x=L, y=0, y=L, z=0, z=L at each meeting
+    absorption: Float[Tensor, "*#rooms 6"],  # of the walls x=0, x=L, y=0, y=L, z=0, z=L, 0 to 1
     sources: Float[Tensor, "*rooms sources 3"],  # m
     mics: Float[Tensor, "*rooms mics 3"],  # m
-    fs: int = 16000,  # Hz
+    fs: float = 16000,  # Hz
     seconds: float = 0.5,  # length of the responses
     c: float = SPEED_OF_SOUND,  # m/s
-    max_order: int | None = None,  # most meetings with walls; all that arrive in `seconds` if None
+    max_order: int | None = None,  # most reflections; all that arrive in `seconds` if None
     ) -> Float[Tensor, "*rooms sources mics taps"]:
     """Responses of shoebox rooms by equations (2) and (3), on the device and in the precision of
-    `sources`.
-
-    Raises `ValueError` for impossible rooms, points outside them, coinciding points, and more than
-    a billion images."""
-    check_floating(size=size, absorption=absorption, sources=sources, mics=mics)
-    _check_images(size, absorption, fs, seconds, c, max_order)
-    for name, points in (("sources", sources), ("mics", mics)): _check_in_room(name, points, size)
+    `sources`. Raises `ValueError` for impossible rooms, points outside them, coinciding points,
+    and more than a billion images."""
+    if not size.numel(): return sources.new_zeros(*size.shape[:-1], sources.shape[-2],
+                                                  mics.shape[-2], math.ceil(seconds * fs))
+    _check_points(size, sources, mics)
+    if max_order is None: _check_images(size, seconds, c)
     taps, rooms = math.ceil(seconds * fs), size.shape[:-1]
-    flat = [size.reshape(-1, 3), absorption.expand(*rooms, 6).reshape(-1, 6),
-            sources.reshape(-1, *sources.shape[-2:]), mics.reshape(-1, *mics.shape[-2:])]
-    columns = (math.pi * (c * seconds) ** 2 / float((flat[0].prod(-1) / flat[0][:, 0]).min())
-               if flat[0].numel() else 0)  # in a plane of constant x
-    rows_at_once = max(1, int(_AT_ONCE[sources.device.type == "cpu"]
-                              / max(taps * (_PHASES + 1), columns)))
-    result = sources.new_zeros(len(flat[0]), sources.shape[-2] * mics.shape[-2], taps)
-    for room, (box, walls, s, m) in enumerate(zip(*flat)):
-        s, m = s.repeat_interleave(len(m), 0), m.to(s).repeat(len(s), 1)
-        if (s == m).all(-1).any():
-            raise ValueError("mics: a microphone lies on a source, where equation (2) divides by "
-                             "zero")
-        for rows in torch.arange(len(s)).split(rows_at_once):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
-            result[room, part] = _responses(box, walls.to(s), s[part], m[part], fs, taps, c,
-                                            max_order)
-    return result.reshape(*rooms, sources.shape[-2], mics.shape[-2], taps)
+    sizes, walls = size.reshape(-1, 3), absorption.expand(*rooms, 6).reshape(-1, 6)
+    at_once = _rows_at_once(sizes, sources.device.type == "cpu", taps, c * seconds)
+    result = []
+    for box, wall, s, m in zip(sizes, walls.to(sources), sources.reshape(-1, *sources.shape[-2:]),
+                               mics.to(sources).reshape(-1, *mics.shape[-2:])):
+        s, m = s.repeat_interleave(len(m), 0), m.repeat(len(s), 1)
+        result += [_responses(box, wall, *rows, fs, taps, c, max_order)
+                   for rows in zip(s.split(at_once), m.split(at_once))]
+    return torch.cat(result).reshape(*rooms, sources.shape[-2], mics.shape[-2], taps)

@@ -11,17 +11,45 @@ __all__ = ['Trajectory', 'line_trajectory', 'random_trajectory', 'random_walk', 
 # %% ../../nbs/01_acoustics/06_moving_sources.ipynb #6826ac4b
 import math
 from dataclasses import dataclass
+from functools import partial
 import scipy.fft
 import scipy.signal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from .geometry import SPEED_OF_SOUND, check_speed, distances
+from .geometry import SPEED_OF_SOUND, distances
 from .rooms import METHODS, Room, Scene, anechoic_rirs, check_inside, check_scene
 from .rooms import default_mixing_time, early_rirs, late_tail, reverberate, rirs
-from .signals import add_noise, noise, voice_activity
+from .signals import NOISES, add_noise, noise, voice_activity
+from ..arguments import as_audio, as_finite, as_points, as_positions, as_range, as_rate
+from ..arguments import as_signal, as_speed, choice, count, door, match_shapes, number
 
 # %% ../../nbs/01_acoustics/06_moving_sources.ipynb #2bbf5fb5
+def _single(check, ndim: int, needs: str):
+    "The check for one thing instead of a batch of them."
+    def as_single(value, name: str, like=None) -> Tensor:
+        value = check(value, name, like)
+        if value.ndim == ndim: return value
+        raise ValueError(f"{name}: shape {tuple(value.shape)}, needs {needs}")
+    return as_single
+
+_as_point = _single(partial(as_points, axes=(3,)), 1, "(3,): one point")
+_as_array = _single(partial(as_positions, axes=(3,)), 2, "(mics, 3): one array")
+_as_path = _single(partial(as_positions, axes=(3,)), 2, "(points, 3): one path")
+_as_sound = _single(as_signal, 1, "(time,): one signal")
+
+def _per_axis(value, name: str, like=None) -> Tensor:
+    value = as_finite(value, name, like)
+    return value if value.ndim else value.expand(3)
+
+def _check_track(times, positions) -> None:
+    if times.ndim != 1 or len(times) != len(positions) or not len(times):
+        raise ValueError(f"times: {tuple(times.shape)}, positions: {tuple(positions.shape)}; must "
+                         "be as many, and at least one")
+    if (times.diff() <= 0).any():
+        raise ValueError(f"times: must grow, but {times.tolist()[:5]} ... do not")
+
+# %% ../../nbs/01_acoustics/06_moving_sources.ipynb #40e64a45
 @dataclass(frozen=True, eq=False)
 class Trajectory:
     """Positions over time, straight lines in between; the ends go on for ever. Raises `ValueError`
@@ -29,15 +57,9 @@ class Trajectory:
     times: Float[Tensor, "points"]  # s, growing
     positions: Float[Tensor, "points 3"]  # m
 
-    def __post_init__(self):
-        if len(self.times) != len(self.positions) or not len(self.times):
-            raise ValueError(f"times: {len(self.times)}, positions: {len(self.positions)}; must be "
-                             f"as many, and at least one")
-        if not (torch.isfinite(self.positions).all() and torch.isfinite(self.times).all()):
-            raise ValueError("positions, times: must be finite numbers")
-        if (self.times.diff() <= 0).any():
-            raise ValueError(f"times: must grow, but {self.times.tolist()[:5]} ... do not")
+    def __post_init__(self): _check_track(self.times, self.positions)
 
+    @door(times=as_finite)
     def at(self, times: Float[Tensor, "*batch"]  # s
            ) -> Float[Tensor, "*batch 3"]:  # m
         "Positions at any times."
@@ -50,16 +72,20 @@ class Trajectory:
                  / (self.times[right] - self.times[left])).clamp(0, 1).unsqueeze(-1)
         return torch.lerp(self.positions[left], self.positions[right], share.to(self.positions))
 
+# lists and arrays are taken here too
+Trajectory.__init__ = door(times=as_finite, positions=_as_path)(Trajectory.__init__)
+
 # %% ../../nbs/01_acoustics/06_moving_sources.ipynb #937b8f84
 _TRACK_STEP = 0.02  # s; a wiggle of 0.5 m and 1 Hz is then followed to a millimetre
 
+@door(start=_as_point, end=_as_point, seconds=number("s", above=0), amplitude=_per_axis,
+      oscillations=_per_axis)
 def line_trajectory(
     start: Float[Tensor, "3"], end: Float[Tensor, "3"],  # m
     seconds: float, amplitude: Float[Tensor, "3"] | float = 0.0,  # of the wiggle along each axis, m
     oscillations: Float[Tensor, "3"] | float = 0.0,  # of the wiggle in all, along each axis
     ) -> Trajectory:
-    "A line with a sinusoidal wiggle, equation (5)."
-    if not 0 < seconds < math.inf: raise ValueError(f"seconds={seconds}: must be positive")
+    "A line with a sinusoidal wiggle, equation (1)."
     t = torch.linspace(0, seconds, math.ceil(seconds / _TRACK_STEP) + 1)
     share = (t / seconds).unsqueeze(-1)
     wiggle = torch.as_tensor(amplitude) * torch.sin(2 * torch.pi * torch.as_tensor(oscillations)
@@ -73,12 +99,14 @@ def _margins(room: Room, margin: float):
                          f"{list(room.size)} m")
     return torch.full((3,), margin), torch.tensor(room.size) - margin
 
+# %% ../../nbs/01_acoustics/06_moving_sources.ipynb #771211fb
+@door(seconds=number("s", above=0), oscillations=as_range, amplitude=as_range, margin=number("m"))
 def random_trajectory(room: Room, seconds: float, generator: torch.Generator,
                       oscillations: tuple[float, float] = (0.0, 2.0),
                       amplitude: tuple[float, float] = (0.0, 1.0),  # ranges; m
                       margin: float = 0.3,  # kept from the walls, m
                       ) -> Trajectory:
-    "A wiggly line through a room, drawn as in table 1 of the vMF tracker."
+    "A wiggly line through a room, drawn as in table 1 of Fiorio et al. (2026)."
     low, high = _margins(room, margin)
     start, end = low + torch.rand(2, 3, generator=generator) * (high - low)
     free = torch.minimum(torch.minimum(start, end) - low, high - torch.maximum(start, end))
@@ -88,6 +116,8 @@ def random_trajectory(room: Room, seconds: float, generator: torch.Generator,
     return line_trajectory(start, end, seconds, torch.minimum(drawn, free), turns)
 
 # %% ../../nbs/01_acoustics/06_moving_sources.ipynb #6ebf1e3e
+@door(seconds=number("s", above=0), speed=number("m/s", least=0), turning=number("s", above=0),
+      height=number("m", least=0), margin=number("m"))
 def random_walk(
         room: Room, seconds: float, generator: torch.Generator,
         speed: float = 0.7,  # root of the mean squared speed, m/s
@@ -96,9 +126,6 @@ def random_walk(
         margin: float = 0.3,  # kept from the walls, m
         ) -> Trajectory:
     "A walk whose velocity is an Ornstein-Uhlenbeck process, folded back at the walls."
-    if not (speed >= 0 and turning > 0 and seconds > 0):
-        raise ValueError(f"speed={speed} m/s, turning={turning} s, seconds={seconds}: must be "
-                         f"positive")
     low, high = _margins(room, margin)
     axes = 3 if height is None else 2
     steps = math.ceil(seconds / _TRACK_STEP) + 1
@@ -108,7 +135,6 @@ def random_walk(
     push[0] /= (1 - keep**2) ** 0.5  # the walk starts at its usual speed
     velocity = torch.from_numpy(scipy.signal.lfilter([1.0], [1.0, -keep], push.numpy(), axis=0))
     path = (low + torch.rand(3, generator=generator) * (high - low)).repeat(steps, 1)
-    if height is not None: path[:, 2] = height
     path[:, :axes] += (velocity.cumsum(0) * _TRACK_STEP).float()
     # folding: a mirror at every wall
     there_and_back = torch.remainder(path - low, 2 * (high - low))
@@ -116,12 +142,12 @@ def random_walk(
     if height is not None: folded[:, 2] = height
     return Trajectory(torch.arange(steps) * _TRACK_STEP, folded)
 
-# %% ../../nbs/01_acoustics/06_moving_sources.ipynb #e5c383b2
+# %% ../../nbs/01_acoustics/06_moving_sources.ipynb #05c5acaa
 _FINER = 4  # samples are interpolated on a grid this much finer
 
 _TRACK_HOP = 16  # samples between the points at which delays are computed
 
-def _direct_delays(trajectory, start: int, stop: int, mics, fs: int, c: float):
+def _direct_delays(trajectory, start: int, stop: int, mics, fs: float, c: float):
     "Delays of the direct sound in samples, at samples start to stop - 1: (mics, samples)."
     grid = torch.arange(start, stop + _TRACK_HOP, _TRACK_HOP, dtype=torch.float64,
                         device=mics.device) / fs
@@ -141,8 +167,8 @@ def _read_between(fine, whole, part):
 
 # %% ../../nbs/01_acoustics/06_moving_sources.ipynb #ac672dfd
 def _blocks(signal, h, shift, hop: int, first: int, margin: int):
-    """Filtered and shifted blocks (knots, mics, 2 * hop) of equation (6) for knots first, first +
-    1, ...; h (knots, mics, taps), shift in samples."""
+    """Filtered and shifted blocks (knots, mics, 2 * hop) of equation (2), from the knot `first` on;
+    h (knots, mics, taps), shift in samples."""
     taps = h.shape[-1]
     before = taps - 1 + margin
     span = before + 2 * hop + margin
@@ -164,8 +190,8 @@ def _blocks(signal, h, shift, hop: int, first: int, margin: int):
 # %% ../../nbs/01_acoustics/06_moving_sources.ipynb #e0d21cdd
 _BLOCK_NUMBERS = 2**24  # in a group of blocks: 64 MB in single precision
 
-def _glide(signal, h, trajectory, mics, fs: int, c: float, hop: int):
-    "Equation (6) for responses h (knots, mics, taps) every `hop` samples."
+def _glide(signal, h, trajectory, mics, fs: float, c: float, hop: int):
+    "Equation (2) for responses h (knots, mics, taps) every `hop` samples."
     time, knots = signal.shape[-1], len(h)
     arrival = _direct_delays(trajectory, -hop, knots * hop, mics.double(), fs, c)
     at_knot = distances(mics.double(), trajectory.at(torch.arange(knots) * hop / fs).to(mics)
@@ -189,38 +215,38 @@ def _follow(level, knots_hop: int, time: int):
     return torch.lerp(level[left], level[left + 1],
                       (share - left).clamp(max=1).unsqueeze(-1).to(level)).mT
 
-def _check_walk(signal, interval, fs, method):
-    if method not in METHODS:
-        raise ValueError(f"method={method!r}: must be one of {', '.join(METHODS)}")
-    if not signal.numel(): raise ValueError("signal: holds no samples")
-    if not (math.isfinite(interval) and interval * fs >= 1):
-        raise ValueError(f"interval={interval} s: must be at least one sample")
-
 # %% ../../nbs/01_acoustics/06_moving_sources.ipynb #dcdcafc4
+def _check_interval(interval: float, fs: float) -> None:
+    if interval * fs < 1:
+        raise ValueError(f"interval={interval} s: must be at least one sample at {fs:g} Hz")
+
+# %% ../../nbs/01_acoustics/06_moving_sources.ipynb #f832258e
+@door(signal=_as_sound, mics=_as_array, fs=as_rate, method=choice(*METHODS),
+      snr_db=number("dB", finite=False), interval=number("s", above=0), c=as_speed)
 def moving_source(
     signal: Float[Tensor, "time"],  # what the source says
     room: Room, trajectory: Trajectory, mics: Float[Tensor, "mics 3"],  # m
-    fs: int = 16000,  # Hz
+    fs: float = 16000,  # Hz
     method: str = "hybrid",  # as in `rirs`
     snr_db: float = float("inf"),  # sensor noise, see `add_noise`, dB
     generator: torch.Generator | None = None,  # of noise and late sound, on the CPU
     interval: float = 0.1,  # from one response to the next, s
     c: float = SPEED_OF_SOUND,  # m/s
     ) -> Scene:  # position in the middle of each 20 ms frame, and whether the source speaks in it
-    """The recording of a source that moves, equation (6). Raises `ValueError` for a trajectory that
+    """The recording of a source that moves, equation (2). Raises `ValueError` for a trajectory that
     leaves the room and as `rirs` does."""
-    _check_walk(signal, interval, fs, method)
+    _check_interval(interval, fs)
     hop, frame = round(interval * fs), round(0.02 * fs)
     knots = math.ceil(len(signal) / hop) + 1
     at = trajectory.at(torch.arange(knots) * hop / fs).to(mics)
     check_inside("trajectory", trajectory.positions.to(mics), room)
     check_scene(room, at, mics)
     level = None
-    if method == "anechoic" or room.t60 == 0: h = anechoic_rirs(at, mics, fs, check_speed(c))
+    if method == "anechoic" or room.t60 == 0: h = anechoic_rirs(at, mics, fs, c)
     elif method == "image": h = rirs(room, at, mics, fs, method, c)
     else:
         mixing = default_mixing_time(room, at, mics, fs, c, None)
-        h, level = early_rirs(room, at, mics, fs, check_speed(c), mixing)
+        h, level = early_rirs(room, at, mics, fs, c, mixing)
     audio = _glide(signal.to(mics), h, trajectory, mics, fs, c, hop)
     if level is not None:
         late = late_tail(room, mics, fs, c, mixing, "diffuse", generator, 1)[0]
@@ -232,45 +258,45 @@ def moving_source(
                                   .to(mics), active, room, frame)
 
 # %% ../../nbs/01_acoustics/06_moving_sources.ipynb #7ea217b9
+@door(position=_as_point, mics=_as_array, time=count(), fs=as_rate, kind=choice(*NOISES),
+      method=choice(*METHODS), c=as_speed)
 def directional_noise(room: Room, position: Float[Tensor, "3"],  # of the noise source, m
                       mics: Float[Tensor, "mics 3"],  # m
                       time: int,  # samples
                       generator: torch.Generator,  # on the CPU
-                      fs: int = 16000,  # Hz
+                      fs: float = 16000,  # Hz
                       kind: str = "white",  # white or pink
                       method: str = "hybrid",
                       c: float = SPEED_OF_SOUND) -> Float[Tensor, "mics time"]:
     "A steady noise source in the room, its reverberation already built up."
-    if time < 1: raise ValueError(f"time={time} samples: must be at least 1")
     h = rirs(room, position, mics, fs, method, c, generator=generator)
     return reverberate(noise((time + h.shape[-1],), kind, generator).to(mics), h)[..., -time:]
 
+@door(audio=as_audio, disturbance=as_audio, snr_db=number("dB"))
 def mix_at_snr(audio: Float[Tensor, "*batch mics time"],
                disturbance: Float[Tensor, "*batch mics time"],
                snr_db: float,  # of the sum over microphones, dB
                ) -> Float[Tensor, "*batch mics time"]:
     """Add a disturbance at a signal-to-noise ratio. Raises `ValueError` where audio or disturbance
     is silent."""
-    if not math.isfinite(snr_db): raise ValueError(f"snr_db={snr_db} dB: must be finite")
+    match_shapes(audio=audio, disturbance=disturbance)
     power, other = (x.square().mean((-2, -1), keepdim=True) for x in (audio, disturbance))
     if (power == 0).any() or (other == 0).any():
         raise ValueError("audio, disturbance: one is silent, so no SNR can be set")
     return audio + disturbance * (power / other / 10 ** (snr_db / 10)).sqrt()
 
 # %% ../../nbs/01_acoustics/06_moving_sources.ipynb #2f7aefe4
+@door(mics=_as_array, sigma=number("m", least=0))
 def jitter_mics(mics: Float[Tensor, "mics 3"],  # m
                 sigma: float,  # standard deviation along each axis, m
                 generator: torch.Generator) -> Float[Tensor, "mics 3"]:
     "Microphones displaced at random."
-    if not (math.isfinite(sigma) and sigma >= 0):
-        raise ValueError(f"sigma={sigma} m: must be 0 or positive")
     return mics + sigma * torch.randn(mics.shape, generator=generator).to(mics)
 
+@door(mics=_as_array, percent=number("%", least=0))
 def corrupt_metadata(mics: Float[Tensor, "mics 3"],  # m
                      percent: float,  # of the largest coordinate, measured from the array's centre
                      generator: torch.Generator) -> Float[Tensor, "mics 3"]:
-    """Microphone positions as a badly calibrated localizer believes them, table 5 of the vMF
-    tracker."""
-    if not (math.isfinite(percent) and percent >= 0):
-        raise ValueError(f"percent={percent}: must be 0 or positive")
+    """Microphone positions as a badly calibrated localizer believes them, table 5 of Fiorio et al.
+    (2026)."""
     return jitter_mics(mics, percent / 100 * float((mics - mics.mean(0)).abs().max()), generator)

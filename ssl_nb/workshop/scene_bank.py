@@ -18,12 +18,12 @@ from tqdm.auto import tqdm
 from ..acoustics.moving_sources import jitter_mics
 from ..acoustics.rooms import rirs
 from ..acoustics.signals import power_db
-from ..settings import check_seed
+from ..arguments import as_seed, choice, count, door
 from .scenes import SceneSpec, disturb, draw_array, draw_in_cells, draw_room
 from .scenes import draw_sources, draw_uniform, scene_generator
 from .speech import Speech, speech
 
-# %% ../../nbs/03_workshop/04_scene_bank.ipynb #08377c1a
+# %% ../../nbs/03_workshop/04_scene_bank.ipynb #2f79c880
 class _Tracks:
     "The voices of a `Speech` in memory, one long track each, and where each utterance lies."
     def __init__(self, voices: Speech):
@@ -60,7 +60,7 @@ class _Tracks:
         before = int(torch.randint(room + 1, (), generator=g))
         return F.pad(utterances[k], (before, room - before)), digits[k]
 
-# %% ../../nbs/03_workshop/04_scene_bank.ipynb #2f79c880
+# %% ../../nbs/03_workshop/04_scene_bank.ipynb #58e9be10
 def _draw_places(spec: SceneSpec, per_room: int, g: torch.Generator):
     "A room, its array as told and as it is, and places (per_room, sources, 3)."
     room = draw_room(spec, g)
@@ -75,7 +75,7 @@ def _draw_places(spec: SceneSpec, per_room: int, g: torch.Generator):
     real = torch.minimum(real.clamp(min=0), torch.tensor(room.size))
     return room, mics, real, places.reshape(per_room, spec.n_sources, 3)
 
-# %% ../../nbs/03_workshop/04_scene_bank.ipynb #58e9be10
+# %% ../../nbs/03_workshop/04_scene_bank.ipynb #f8deba42
 def _furnish(spec: SceneSpec, number: int, places: int, seed: int) -> dict:
     "Room number `number` of a bank, with the responses (places, sources, mics, taps)."
     g = scene_generator(seed, number)
@@ -96,31 +96,56 @@ def _draw_words(tracks: _Tracks, kind: str, n_sources: int, samples: int, before
     return torch.stack([F.pad(w, (before, 0)) for w, _ in said]), torch.tensor([d for _, d in said])
 
 # %% ../../nbs/03_workshop/04_scene_bank.ipynb #a455c952
+def _mix(words: Tensor, h: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+    """Words (batch, sources, lead-in + samples) through responses (batch, sources, mics, taps <=
+    lead-in): the last samples at all microphones, and of each source at the first."""
+    n = scipy.fft.next_fast_len(words.shape[-1], real=True)
+    spectrum = torch.fft.rfft(F.pad(words, (n - words.shape[-1], 0)),
+                              n).unsqueeze(-2) * torch.fft.rfft(h, n)
+    return (torch.fft.irfft(spectrum.sum(1), n)[..., -samples:],
+            torch.fft.irfft(spectrum[:, :, 0], n)[..., -samples:])
+
+# %% ../../nbs/03_workshop/04_scene_bank.ipynb #784cb333
+def _visit(bank, indices: list[int]) -> list[dict[str, Tensor]]:
+    "Scenes of a bank, with words and noise."
+    spec, samples = bank.spec, round(bank.spec.seconds * bank.spec.fs)
+    rooms = [bank.rooms[i // bank.per_room] for i in indices]
+    places = [i % bank.per_room for i in indices]
+    seeds = torch.randint(2**62, (len(indices),)).tolist() if bank.fresh else []
+    gs = ([torch.Generator().manual_seed(s) for s in seeds]
+          or [scene_generator(bank.seed, bank.count + i) for i in indices])
+    said = [_draw_words(bank.tracks, bank.kind, spec.n_sources, samples, bank.taps, g) for g in gs]
+    h = torch.stack([F.pad(r["rirs"][k], (0, bank.taps - r["rirs"].shape[-1]))
+                     for r, k in zip(rooms, places)])
+    clean, images = _mix(torch.stack([w for w, _ in said]), h, samples)
+    snr_db = [draw_uniform(spec.snr_db, g) if spec.noise != "none" else math.inf for g in gs]
+    audio = [disturb(spec, r["room"], x, r["real"], s, g)
+             for x, r, s, g in zip(clean, rooms, snr_db, gs)]
+    return [{"audio": x, "images": y, "mics": r["mics"], "sources": r["sources"][k],
+             "words": digits, "size": torch.tensor(r["room"].size),
+             "t60": torch.tensor(r["room"].t60), "snr_db": torch.tensor(s)}
+            for x, y, r, k, (_, digits), s in zip(audio, images, rooms, places, said, snr_db)]
+
+# %% ../../nbs/03_workshop/04_scene_bank.ipynb #f110810d
 class SceneBank(torch.utils.data.Dataset):
     """Scenes that keep their rooms and places and get new words and noise at every visit, equation
-    (1).
-
-    `bank[i]` is a dictionary: `audio` (mics, time), `images` (sources, time), `mics` (mics, 3),
-    `sources` (sources, 3), `words` (sources), `size` (3), `t60`, `snr_db`.
-    Raises `ValueError` for moving sources and for words that do not fit into the seconds of the
-    specification."""
+    (1). `bank[n]` is a dictionary: `audio` (mics, time), `images` (sources, time), `mics` (mics,
+    3), `sources` (sources, 3), `words` (sources), `size` (3), `t60`, `snr_db`. Raises `ValueError`
+    for moving sources and for words that do not fit into the seconds of the specification."""
+    @door(count=count(), seed=as_seed, per_room=count(), kind=choice("stretch", "digit"))
     def __init__(self, spec: SceneSpec, count: int,  # scenes
                  seed: int = 0, per_room: int = 1,  # scenes that share a room, an array and a T60
-                 kind: str = "stretch",  # stretch: running speech; digit: one spoken digit (embedded speech only)
-                 fresh: bool = True,  # draw words and noise by torch's global generator; else by the scene's number
+                 kind: str = "stretch",  # running speech; digit: one spoken digit (embedded speech)
+                 fresh: bool = True,  # words and noise by torch's global generator; else fixed
                  progress: bool = False):
-        if count < 1 or per_room < 1:
-            raise ValueError(f"count={count}, per_room={per_room}: must be at least 1")
-        if kind not in ("stretch", "digit"):
-            raise ValueError(f"kind={kind!r}: must be stretch or digit")
         if spec.motion != "static":
             raise ValueError(f"motion={spec.motion!r}: a bank holds static scenes; take "
                              f"SceneDataset or SceneStore")
-        self.spec, self.count, self.seed, self.per_room, self.kind, self.fresh = (
-            spec, count, check_seed(seed), per_room, kind, fresh)
+        self.spec, self.count, self.seed, self.per_room = spec, count, seed, per_room
+        self.kind, self.fresh = kind, fresh
         self.tracks = _Tracks(speech(spec.speech, "digit" if kind == "digit" else None, spec.fs))
         starts = tqdm(range(0, count, per_room), "rooms", disable=not progress)
-        self.rooms = [_furnish(spec, k, min(per_room, count - first), self.seed)
+        self.rooms = [_furnish(spec, k, min(per_room, count - first), seed)
                       for k, first in enumerate(starts)]
         self.taps = max(r["rirs"].shape[-1] for r in self.rooms)
         # of all responses
@@ -136,34 +161,3 @@ class SceneBank(torch.utils.data.Dataset):
             if not -self.count <= i < self.count:
                 raise IndexError(f"index={i}: there are {self.count} scenes")
         return _visit(self, [i % self.count for i in indices])
-
-# %% ../../nbs/03_workshop/04_scene_bank.ipynb #8580350e
-def _mix(words: Tensor, h: Tensor, samples: int) -> tuple[Tensor, Tensor]:
-    """Words (batch, sources, lead-in + samples) through responses (batch, sources, mics, taps <=
-    lead-in): the last samples at all microphones, and of each source at the first."""
-    n = scipy.fft.next_fast_len(words.shape[-1], real=True)
-    spectrum = torch.fft.rfft(F.pad(words, (n - words.shape[-1], 0)),
-                              n).unsqueeze(-2) * torch.fft.rfft(h, n)
-    return (torch.fft.irfft(spectrum.sum(1), n)[..., -samples:],
-            torch.fft.irfft(spectrum[:, :, 0], n)[..., -samples:])
-
-# %% ../../nbs/03_workshop/04_scene_bank.ipynb #784cb333
-def _visit(bank: SceneBank, indices: list[int]) -> list[dict[str, Tensor]]:
-    "Scenes of a bank, with words and noise."
-    spec, samples = bank.spec, round(bank.spec.seconds * bank.spec.fs)
-    rooms, places = [bank.rooms[i // bank.per_room]
-                     for i in indices], [i % bank.per_room for i in indices]
-    seeds = torch.randint(2**62, (len(indices),)).tolist() if bank.fresh else []
-    gs = ([torch.Generator().manual_seed(s) for s in seeds]
-          or [scene_generator(bank.seed, bank.count + i) for i in indices])
-    said = [_draw_words(bank.tracks, bank.kind, spec.n_sources, samples, bank.taps, g) for g in gs]
-    h = torch.stack([F.pad(r["rirs"][k], (0, bank.taps - r["rirs"].shape[-1]))
-                     for r, k in zip(rooms, places)])
-    clean, images = _mix(torch.stack([w for w, _ in said]), h, samples)
-    snr_db = [draw_uniform(spec.snr_db, g) if spec.noise != "none" else math.inf for g in gs]
-    audio = [disturb(spec, r["room"], x, r["real"], s, g)
-             for x, r, s, g in zip(clean, rooms, snr_db, gs)]
-    return [{"audio": x, "images": y, "mics": r["mics"], "sources": r["sources"][k],
-             "words": digits, "size": torch.tensor(r["room"].size),
-             "t60": torch.tensor(r["room"].t60), "snr_db": torch.tensor(s)}
-            for x, y, r, k, (_, digits), s in zip(audio, images, rooms, places, said, snr_db)]

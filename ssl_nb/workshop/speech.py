@@ -17,22 +17,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from ..acoustics.signals import read_audio
+from ..arguments import as_path, as_rate, choice, door, number
 from ..settings import load_settings, nearest
 
 # %% ../../nbs/03_workshop/02_speech.ipynb #84abc4b7
+@door(folder=as_path)
 def verify_files(
         folder: str | Path,  # holds SHA256SUMS, in the format of sha256sum
         names: Sequence[str] | None = None,  # relative paths to check; all that are listed if None
         ) -> None:
     """Compare files with `folder/SHA256SUMS`. Raises `FileNotFoundError` or `ValueError` that names
     the first missing or damaged file."""
-    folder = Path(folder)
     if not (folder / "SHA256SUMS").is_file():
         raise FileNotFoundError(f"{folder / 'SHA256SUMS'}: missing, so the speech cannot be "
                                 f"checked")
     lines = (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
-    sums = {name: digest
-                  for digest, name in (line.split(maxsplit=1) for line in lines if line.strip())}
+    sums = {name: digest for digest, name in (line.split(maxsplit=1) for line in lines
+                                              if line.strip())}
     for name in sums if names is None else names:
         if name not in sums: raise ValueError(f"{folder / name}: not listed in SHA256SUMS")
         if not (folder / name).is_file():
@@ -44,15 +45,14 @@ def verify_files(
 
 # %% ../../nbs/03_workshop/02_speech.ipynb #c5811c7f
 class Speech(Sequence):
-    "Utterances on disk: `speech[i]` is the samples of one, `speech.table` describes them all."
+    "Utterances on disk: `speech[n]` is the samples of one, `speech.table` describes them all."
+    @door(folder=as_path, fs=as_rate, channel=choice("first", "mean"))
     def __init__(self, folder: str | Path,
-                 table: pd.DataFrame,  # a row an utterance, columns at least file and voice
-                 fs: int = 16000,  # Hz
+                 table: pd.DataFrame,  # one row per utterance, columns at least file and voice
+                 fs: float = 16000,  # Hz
                  channel: str = "first"):  # of a file with several: first or mean
-        if channel not in ("first", "mean"):
-            raise ValueError(f"channel={channel!r}: must be first or mean")
-        self.folder, self.table, self.fs, self.channel = (Path(folder),
-                                                          table.reset_index(drop=True), fs, channel)
+        self.folder, self.table = folder, table.reset_index(drop=True)
+        self.fs, self.channel = fs, channel
 
     def __len__(self): return len(self.table)
 
@@ -63,11 +63,12 @@ class Speech(Sequence):
     def __repr__(self):
         return f"Speech({len(self)} utterances, {self.table.voice.nunique()} voices, {self.fs} Hz)"
 
+    @door(seconds=number("s", above=0))
     def talk(self, seconds: float,  # how long
              generator: torch.Generator) -> Float[Tensor, "time"]:
         """A stretch of one voice, drawn at random: utterance after utterance in random order, cut
         at a random place."""
-        if not 1 <= seconds * self.fs < float("inf"):
+        if seconds * self.fs < 1:
             raise ValueError(f"seconds={seconds}: must be at least one sample at {self.fs} Hz")
         voices = sorted(self.table.voice.unique())
         voice = voices[int(torch.randint(len(voices), (), generator=generator))]
@@ -109,31 +110,32 @@ def _own_folder(folder: Path) -> pd.DataFrame:
 # %% ../../nbs/03_workshop/02_speech.ipynb #699433b6
 SPLITS = ("train", "valid", "test")
 
+def _folder_of(split: str | Path) -> Path:
+    "The folder that is meant by what is no split."
+    named = str(split).strip()
+    folder = Path(split).expanduser() if named else None
+    if folder is not None and folder.is_dir(): return folder
+    raise ValueError(f"split={str(split)!r}: must be one of {', '.join(SPLITS)} or a folder"
+                     f"{nearest(str(split), SPLITS) if named else ''}")
+
+# %% ../../nbs/03_workshop/02_speech.ipynb #89e52406
+@door(kind=choice("sentence", "digit"), fs=as_rate, channel=choice("first", "mean"))
 def speech(split: str | Path = "train",  # train, valid, test, or a folder of your own sound files
            kind: str | None = None,  # sentence or digit (embedded speech only); both if None
-           fs: int = 16000,  # Hz
+           fs: float = 16000,  # Hz
            channel: str = "first",  # of your own files: first, or the mean of all
            ) -> Speech:
     """The embedded speech of a split, verified, or the sound files below a folder.
 
     Raises `ValueError` for an unknown split, a damaged file or a folder without readable files,
     `FileNotFoundError` for a missing file."""
-    if not fs >= 1: raise ValueError(f"fs={fs} Hz: must be at least 1")
     if str(split) not in SPLITS:
-        if not str(split).strip():
-            raise ValueError(f"split={str(split)!r}: must be one of {', '.join(SPLITS)} or a "
-                             f"folder")
-        split = Path(split).expanduser()
-        if not Path(split).is_dir():
-            raise ValueError(f"split={str(split)!r}: must be one of {', '.join(SPLITS)} or a "
-                             f"folder{nearest(str(split), SPLITS)}")
+        folder = _folder_of(split)
         if kind: raise ValueError(f"kind={kind!r}: only the embedded speech has kinds")
-        return Speech(split, _own_folder(Path(split)), fs, channel)
-    if kind not in (None, "sentence", "digit"):
-        raise ValueError(f"kind={kind!r}: must be sentence or digit")
+        return Speech(folder, _own_folder(folder), fs, channel)
     folder = load_settings().data / "speech"
     verify_files(folder, ["index.csv"])
     table = pd.read_csv(folder / "index.csv", dtype={"style": "string", "digit": "Int64"})
-    table = table[(table.split == split) & ((table.kind == kind) if kind else True)]
+    table = table[(table.split == str(split)) & ((table.kind == kind) if kind else True)]
     verify_files(folder, table.file.tolist())
     return Speech(folder, table, fs, channel)
