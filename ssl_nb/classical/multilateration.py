@@ -94,7 +94,7 @@ def _inverse_or_infinite(information):
 _DOUBLE = torch.empty(0, dtype=torch.float64)
 
 def _as_sigma(value, name, like=None):
-    "Positive standard deviations in seconds: a number stays one, a list is read in full precision."
+    "Positive standard deviations in s: a number stays one, a list is read in full precision."
     if isinstance(value, (int, float)): return number("s", above=0)(value, name)
     return as_numbers(value, name, _DOUBLE, unit="s", above=0)
 
