@@ -8,6 +8,7 @@ Docs: https://ssl-nb.github.io/ssl_nb/02_classical/tracking.html.md"""
 __all__ = ['motion_model', 'gated_track', 'kalman_weights', 'kalman_track']
 
 # %% ../../nbs/02_classical/04_tracking.ipynb #83c8e1c8
+import math
 import torch
 from jaxtyping import Float
 from torch import Tensor
