@@ -18,7 +18,7 @@ from torch import Tensor
 from ..acoustics.geometry import SPEED_OF_SOUND, check_pairs, pair_differences
 from ..acoustics.geometry import hyperbola, max_pair_tdoas, tangent_basis, tdoas
 from ..arguments import (as_delays, as_finite, as_numbers, as_pairs, as_points, as_positions,
-                              as_speed, as_unit_vectors, choice, door, number)
+                              as_speed, as_unit_vectors, choice, count, door, number)
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #1f30443d
 def _different(mics) -> int:
@@ -28,6 +28,7 @@ def _different(mics) -> int:
     again = (torch.linalg.vector_norm(apart, dim=-1) < 1e-6).tril(-1).any(-1)
     return mics.shape[-2] - int(again.sum(-1).max())
 
+@door(mics=as_positions)
 def spanned_dimensions(mics: Float[Tensor, "*batch mics dim"]) -> int:
     """Dimensions that the microphones span: 1 on a line, 2 in a plane, 3 in space (the least over
     the batch)."""
@@ -402,6 +403,8 @@ def _ellipse(center, cov, points=60):
     return center + torch.stack([angle.cos(), angle.sin()], -1) * radius @ vectors.T
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #a71aa6b7
+@door(mics=partial(as_positions, axes=(2,)), source=partial(as_points, axes=(2,)),
+      sigma=number("s", above=0), draws=count(1))
 def multilateration_curves(mics: Float[Tensor, "mics 2"],  # m
                            source: Float[Tensor, "2"],  # m
                            size,  # room sides (x, y), m
