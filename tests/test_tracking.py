@@ -6,7 +6,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from ssl_nb.classical.tracking import kalman_track, kalman_weights
+from ssl_nb.classical.tracking import gated_track, kalman_track, kalman_weights
 
 
 def randn(*shape, seed=0, dtype=torch.float32):
@@ -64,3 +64,35 @@ def test_kalman_weights_refuse(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         kalman_weights(**({"n_frames": 5, "interval": 0.1, "sigma": 1.0, "acceleration": 1.0}
                              | bad))
+
+
+def test_without_a_gate_the_loop_is_the_matrix():
+    z = randn(30, 3, dtype=torch.float64).cumsum(0)
+    loop, matrix = gated_track(z, 0.1, 0.4, 2.0, gate=math.inf), kalman_track(z, 0.1, 0.4, 2.0)
+    for key in ("positions", "velocities"):
+        torch.testing.assert_close(loop[key], matrix[key], rtol=0, atol=1e-10)
+    assert loop["accepted"].all() and torch.isnan(loop["surprise"][0])
+
+
+def test_what_is_missing_or_wrong_is_bridged_by_the_prediction():
+    line = torch.arange(40)[:, None] * torch.tensor([0.1, 0.0, -0.05])
+    spoilt = line.clone()
+    spoilt[:2], spoilt[20:24], spoilt[30] = math.nan, math.nan, 3.0
+    track = gated_track(spoilt, 0.1, 0.05, 1.0)
+    assert torch.isnan(track["positions"][:2]).all() and track["accepted"].sum() == 40 - 2 - 4 - 1
+    torch.testing.assert_close(track["positions"][10:], line[10:], rtol=0, atol=0.03)
+    assert track["spread"][23] > 2 * track["spread"][19]
+    believing = gated_track(spoilt, 0.1, 0.05, 1.0, gate=math.inf)["positions"]
+    assert (believing[30] - line[30]).norm() > 0.5
+
+
+def test_lists_and_arrays_are_tracked_and_bad_ones_refused():
+    z = randn(5, 3)
+    for track in (kalman_track, gated_track):
+        for given in (z.tolist(), z.numpy()):
+            assert track(given, 0.1, 0.4, 2)["positions"].equal(track(z, 0.1, 0.4, 2)["positions"])
+        for bad in (z[0], z[:, :2], "walk"):
+            with pytest.raises(ValueError, match="positions"): track(bad, 0.1, 0.4, 2.0)
+        with pytest.raises(ValueError, match="sigma=0"): track(z, 0.1, 0, 2.0)
+    with pytest.raises(ValueError, match="positions: no frame"): gated_track(z * math.nan, 1, 1, 1)
+    with pytest.raises(ValueError, match="positions: nan"): kalman_track(z * math.nan, 1, 1, 1)

@@ -248,6 +248,7 @@ def test_bounds_hold_and_equal_bounds_fix_a_coordinate():
     mics, source = GEOMETRIES["walls"]
     noisy = tdoas(mics, torch.tensor(source).double()) + 2e-3 * torch.randn(
         200, 15, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noisy = noisy.clamp(-max_pair_tdoas(mics), max_pair_tdoas(mics))
     low, high = torch.tensor([[1.0, 1.0, 1.1], [4.0, 2.0, 1.1]]).double()
     position = multilaterate(mics, noisy, bounds=torch.stack([low, high])).position
     assert ((position >= low) & (position <= high)).all()
@@ -362,7 +363,7 @@ def test_residual_is_the_rms_of_what_is_not_explained():
     mics, source = GEOMETRIES["walls"]
     source = torch.tensor(source).double()
     delays = tdoas(mics, source)
-    delays[3] += 5e-3
+    delays[3] -= 5e-3
     fix = multilaterate(mics, delays, bounds=[[0.0, 0, 0], [6.0, 5, 3]], loss="cauchy")
     torch.testing.assert_close(fix.residual, torch.tensor(5e-3 / 15**0.5).double(), rtol=1e-2,
                                atol=0)
@@ -421,3 +422,66 @@ def test_bad_calls_that_used_to_pass(call, words):
 
 def test_short_speech():
     assert [len(speech_like(s)) for s in (0.001, 0.01, 0.05)] == [16, 160, 800]
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda m, t: multilaterate(m, t * 16000),
+     r"delays: -?\d\S* s for the pair \[\d, \d\], must be at most \d\S* s"),
+    (lambda m, t: multilaterate(m[:1].expand(6, 3), 0 * t), "mics: 1 different positions"),
+    (lambda m, t: multilaterate(m[[0, 0, 0, 1, 1, 2]], 0 * t), "mics: 3 different positions"),
+    (lambda m, t: closed_form(m[:4], t[:4]), "mics: 4 different positions, at least 5"),
+    (lambda m, t: closed_form(m[[0, 0, 1, 2, 3]], t[:5]), "mics: 4 different positions"),
+    (lambda m, t: closed_form(m[:3, :2], t[:3]), "mics: 3 different positions, at least 4"),
+    (lambda m, t: closed_form(linear_array(6, 0.1).double(), t[:6]), "mics: on a line"),
+    (lambda m, t: closed_form(circular_array(6, 0.1).double(), t[:6]), "mics: in a plane"),
+    (lambda m, t: closed_form(m, t[:6], c=0.0), "c=0"),
+    (lambda m, t: direction_bound(m, torch.tensor([2.0, 0, 0]), 1e-5), "directions: .* length 2"),
+    (lambda m, t: direction_bound(m[:, :2], torch.tensor([1.0, 0, 0]), 1e-5), "mics"),
+    (lambda m, t: multilaterate(m.tolist(), "delays"), "delays='delays'"),
+    (lambda m, t: multilaterate(m, t, weights=None, bounds="room"), "bounds='room'"),
+    (lambda m, t: multilaterate(m, t, c=-343.0), "c=-343"),
+    (lambda m, t: position_bound(m, m.mean(0), "fine"), "sigma"),
+])
+def test_positions_that_cannot_be_found_are_refused_by_name(call, words):
+    mics, source = GEOMETRIES["walls"]
+    with pytest.raises(ValueError, match=words):
+        call(mics, tdoas(mics, torch.tensor(source).double()))
+
+
+def test_noise_may_stretch_a_delay_a_little_and_a_dropped_one_at_will():
+    mics, source = GEOMETRIES["walls"]
+    end = mics[0] + 1.5 * (mics[0] - mics[1])  # on the line of a pair: its delay is the longest
+    delays = tdoas(mics, end)
+    delays[0] *= 1.01
+    assert (multilaterate(mics, delays).position - end).norm() < 0.5
+    delays = tdoas(mics, torch.tensor(source).double())
+    delays[7] = 1.0
+    trust = torch.ones(15).double()
+    trust[7] = 0
+    fix = multilaterate(mics, delays, weights=trust)
+    assert (fix.position - torch.tensor(source)).norm() < 1e-4
+
+
+def test_a_fix_on_the_bounds_says_so():
+    mics, source = GEOMETRIES["walls"]
+    sources = torch.stack([torch.tensor(source), torch.tensor([5.9, 4.9, 2.9])]).double()
+    fix = multilaterate(mics, tdoas(mics, sources), bounds=[[0.0, 0, 0], [5.0, 4, 2]])
+    assert fix.on_bounds.tolist() == [False, True] and fix._fields[-1] == "on_bounds"
+    known = multilaterate(mics, tdoas(mics, sources), bounds=[[0.0, 0, 1.1], [6.0, 5, 1.1]])
+    assert not known.on_bounds[0]  # a coordinate that is known sits on no bounds
+
+
+def test_lists_and_arrays_are_located_as_tensors_are():
+    mics, source = GEOMETRIES["walls"]
+    delays, box = tdoas(mics, torch.tensor(source).double()), np.array([[0.0, 0, 0], [6.0, 5, 3]])
+    expected = multilaterate(mics, delays, bounds=box).position
+    for kind in (torch.Tensor.tolist, torch.Tensor.numpy):
+        fix = multilaterate(kind(mics), kind(delays), bounds=box.tolist()).position
+        torch.testing.assert_close(fix.double(), expected, rtol=0, atol=1e-5)
+        arrivals = torch.linalg.vector_norm(torch.tensor(source) - mics, dim=-1) / 343.0
+        torch.testing.assert_close(closed_form(kind(mics), kind(arrivals)).double(), expected,
+                                   rtol=0, atol=1e-3)
+        bound = position_bound(kind(mics), source, kind(torch.full((6,), 1e-5).double()))
+        torch.testing.assert_close(bound.double(), position_bound(mics, expected, 1e-5), rtol=1e-3,
+                                   atol=0)
+        assert direction_bound(kind(mics), [1, 0, 0], 1e-5).shape == (2, 2)
