@@ -21,18 +21,18 @@ from torch import Tensor
 from .settings import check_seed, nearest, torch_device
 
 # %% ../nbs/10_workbench/02_arguments.ipynb #081899b5
+_SHOWN = (numbers.Number, str, bytes, list, tuple, dict, os.PathLike, type(None))
+
 def _refusal(name: str, value, needs: str, unit: str = "") -> ValueError:
-    """The words of a refusal: the argument, what was given in at most 60 characters, and what is
-    needed."""
+    "The words of a refusal: the argument, what was given, and what is needed."
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim:
         return ValueError(f"{name}: shape {tuple(value.shape)}, must be {needs}")
     if isinstance(value, (Tensor, np.ndarray, np.generic)): value = value.item()
-    number = isinstance(value, numbers.Number) and not isinstance(value, bool)
-    plain = (number or value is None
-             or isinstance(value, (str, bytes, bool, list, tuple, dict, os.PathLike)))
-    text = repr(value) if plain else f"<{type(value).__name__}>"
+    text = repr(value) if isinstance(value, _SHOWN) else f"<{type(value).__name__}>"
     text = text if len(text) <= 60 else text[:57] + "..."
-    return ValueError(f"{name}={text}{' ' * bool(unit) + unit if number else ''}: must be {needs}")
+    number = isinstance(value, numbers.Number) and not isinstance(value, bool)
+    if number: text = f"{text} {unit}".rstrip()
+    return ValueError(f"{name}={text}: must be {needs}")
 
 # %% ../nbs/10_workbench/02_arguments.ipynb #914de0c4
 _WIDE = {torch.float32: np.float32, torch.float64: np.float64}
@@ -56,28 +56,30 @@ def _floating(value: Tensor, name: str, like: Tensor | None) -> Tensor:
     "A tensor that is not float32 or float64."
     if value.is_floating_point():
         raise ValueError(f"{name}: type {value.dtype}, must be float32 or float64: half precision "
-                         f"is too coarse here; call .float() on it")
+                         "is too coarse here; call .float() on it")
     if value.is_complex() or value.dtype == torch.bool:
         raise ValueError(f"{name}: type {value.dtype}, must be real numbers")
     return value.to(_dtype(like))
 
 # %% ../nbs/10_workbench/02_arguments.ipynb #f2635fa1
+def _ragged(value, name: str) -> ValueError:
+    return ValueError(f"{name}: a {type(value).__name__} of rows of different lengths, "
+                      "must be a full table of numbers")
+
 def _array(value, name: str) -> np.ndarray:
     "Whatever NumPy can read as an array of real numbers."
     try: array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError):
-        raise ValueError(f"{name}: a {type(value).__name__} of rows of different lengths, must be "
-                         f"a full table of numbers") from None
+        raise _ragged(value, name) from None
+    if np.ma.is_masked(value): raise ValueError(f"{name}: holds masked values, must be numbers")
     if array.dtype.kind in "fiu": return array
     if not array.ndim: raise _refusal(name, value, "numbers (a tensor, an array or a list)")
     held = _NO_NUMBERS.get(array.dtype.kind, "what is no number (None, text or objects)")
     raise ValueError(f"{name}: holds {held}, must be real numbers")
 
 def _from_array(array: np.ndarray, like: Tensor | None) -> Tensor:
-    # a number too large for float32 becomes infinite: `as_finite` says so
-    with np.errstate(over="ignore"):
-        # torch shares memory only with such arrays
-        array = np.require(array, _WIDE[_dtype(like)], ["C", "W"])
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite: see `as_finite`
+        array = np.require(array, _WIDE[_dtype(like)], ["C", "W"])  # what torch can share
     tensor = torch.from_numpy(array)
     return tensor if like is None else tensor.to(like.device)
 
@@ -90,8 +92,7 @@ def _stacked(value, name: str, like: Tensor | None) -> Tensor:
     if like is None: like = next((v for v in value if isinstance(v, Tensor)), None)
     rows = [as_tensor(v, name, like) for v in value]
     if len({row.shape for row in rows}) == 1: return torch.stack(rows)
-    raise ValueError(f"{name}: a {type(value).__name__} of rows of different lengths, must be a "
-                     f"full table of numbers")
+    raise _ragged(value, name)
 
 # %% ../nbs/10_workbench/02_arguments.ipynb #e54aeaa4
 def _readable(value: Tensor) -> bool:
@@ -103,8 +104,8 @@ def _finite(value: Tensor, name: str) -> Tensor:
     if not _readable(value) or math.isfinite(value.detach().sum().item()): return value
     bad = (~torch.isfinite(value)).nonzero()
     if not len(bad): return value
-    raise ValueError(f"{name}: {value[tuple(bad[0])].item()} at index {bad[0].tolist()}, must be "
-                     f"finite ({len(bad)} such value{'s' * (len(bad) > 1)})")
+    first, more = bad[0].tolist(), f" ({len(bad)} such values)" if len(bad) > 1 else ""
+    raise ValueError(f"{name}: {value[tuple(first)].item()} at index {first}, must be finite{more}")
 
 def as_finite(value, name: str, like: Tensor | None = None) -> Tensor:
     "`value` as a floating tensor without NaN and infinity, of any shape."
@@ -115,8 +116,8 @@ def _bounds(above, least, below, most, finite=True) -> str:
     "The bounds in words, such as 'above 0 and at most 90'."
     if least is not None and most is not None: return f"from {least:g} to {most:g}"
     if above == 0 and below is most is None: return "positive" + " and finite" * finite
-    words = [f"{w} {v:g}" for w, v in (("above", above), ("at least", least), ("below", below),
-                                       ("at most", most)) if v is not None]
+    named = {"above": above, "at least": least, "below": below, "at most": most}
+    words = [f"{w} {v:g}" for w, v in named.items() if v is not None]
     return " and ".join(words + ["finite"] * (finite and len(words) < 2))
 
 def _within(value, above, least, below, most):
@@ -130,73 +131,75 @@ def _within(value, above, least, below, most):
 
 # %% ../nbs/10_workbench/02_arguments.ipynb #06da18d8
 def as_numbers(value, name: str, like: Tensor | None = None, *, unit: str = "",
-               above: float | None = None, least: float | None = None, below: float | None = None,
-               most: float | None = None) -> Tensor:
+               above: float | None = None, least: float | None = None,
+               below: float | None = None, most: float | None = None) -> Tensor:
     "`value` as a floating tensor of any shape with every number finite and within the bounds."
-    value = as_finite(value, name, like)
-    if not _readable(value): return value
-    good = _within(value.detach(), above, least, below, most)
-    if good.all(): return value
-    at = (~good).nonzero()[0].tolist()
-    raise ValueError(f"{name}: {value[tuple(at)].item():.6g}{' ' * bool(unit)}{unit} at index "
-                     f"{at}, must be {_bounds(above, least, below, most)}")
+    value, bounds = as_finite(value, name, like), (above, least, below, most)
+    if not value.numel() or not _readable(value): return value
+    if all(_within(v, *bounds) for v in value.detach().aminmax()): return value
+    at = tuple((~_within(value.detach(), *bounds)).nonzero()[0].tolist())
+    number = f"{value[at].item():.6g} {unit}".rstrip()
+    raise ValueError(f"{name}: {number} at index {list(at)}, must be {_bounds(*bounds)}")
 
 # %% ../nbs/10_workbench/02_arguments.ipynb #b05923d3
-def _rows(value: Tensor, name: str, good: bool, needs: str, axes: tuple[int, ...],
-          more: str = "") -> Tensor:
-    "A table of coordinates that has the right shape and is finite."
-    if good: return value
-    if value.ndim >= 2 and value.shape[-2] in axes and value.shape[-1] not in axes:
-        more = "; it looks transposed: one row per point"
-    raise ValueError(f"{name}: shape {tuple(value.shape)}, needs {needs}{more}")
+def _check_rows(value: Tensor, name: str, axes: tuple[int, ...], good: bool, needs: str) -> None:
+    "Raise `ValueError` for a table of coordinates that has not the right shape."
+    if good: return
+    sideways = value.ndim >= 2 and value.shape[-2] in axes and value.shape[-1] not in axes
+    hint = "; it looks transposed: one row per point" * sideways
+    raise ValueError(f"{name}: shape {tuple(value.shape)}, needs {needs}{hint}")
 
+def _or(axes: tuple[int, ...]) -> str: return " or ".join(map(str, axes))
+
+# %% ../nbs/10_workbench/02_arguments.ipynb #35b11b75
 def as_positions(value, name: str, like: Tensor | None = None, *,
                  least: int = 1,  # microphones
-                 axes: tuple[int, ...] = (2, 3)) -> Tensor:  # (*batch, mics, axes), m
+                 axes: tuple[int, ...] = (2, 3),  # what the last dimension may be
+                 ) -> Tensor:  # (*batch, mics, axes), m
     "Positions of one or more microphones, finite."
     value = as_tensor(value, name, like)
     good = value.ndim >= 2 and value.shape[-1] in axes and value.shape[-2] >= least
-    needs = (f"(*batch, mics, {' or '.join(map(str, axes))})"
-             + f" with at least {least} mics" * (least > 1))
-    return _finite(_rows(value, name, good, needs, axes), name)
+    more = f" with at least {least} mics" * (least > 1)
+    _check_rows(value, name, axes, good, "" if good else f"(*batch, mics, {_or(axes)}){more}")
+    return _finite(value, name)
 
 def as_points(value, name: str, like: Tensor | None = None, *,
-              axes: tuple[int, ...] = (2, 3),
-              finite: bool = True) -> Tensor:  # (*batch, axes), m
-    """One or more points, finite unless `finite` is False: estimates hold NaN where there is no
-    answer."""
+              axes: tuple[int, ...] = (2, 3),  # what the last dimension may be
+              finite: bool = True,  # False for estimates, which hold NaN where there is no answer
+              ) -> Tensor:  # (*batch, axes), m
+    "One or more points."
     value = as_tensor(value, name, like)
     good = value.ndim >= 1 and value.shape[-1] in axes
-    value = _rows(value, name, good, f"(*batch, {' or '.join(map(str, axes))})", axes)
+    _check_rows(value, name, axes, good, "" if good else f"(*batch, {_or(axes)})")
     return _finite(value, name) if finite else value
 
 # %% ../nbs/10_workbench/02_arguments.ipynb #b95c56f2
-def _lengths(value: Tensor, name: str, finite: bool) -> Tensor:
-    "Lengths of finite vectors x, y, z."
-    _rows(value, name, value.ndim >= 1 and value.shape[-1] == 3, "(*batch, 3)", (3,),
-          ": vectors x, y, z, not angles")
-    if finite: _finite(value, name)
-    return value.detach().norm(dim=-1)
+def _vectors(value, name: str, like: Tensor | None, finite: bool) -> Tensor:
+    "Vectors x, y, z."
+    value = as_tensor(value, name, like)
+    good = value.ndim >= 1 and value.shape[-1] == 3
+    _check_rows(value, name, (3,), good, "(*batch, 3): vectors x, y, z, not angles")
+    return _finite(value, name) if finite else value
 
 def as_directions(value, name: str, like: Tensor | None = None, *,
                   finite: bool = True) -> Tensor:  # (*batch, 3), of any length
     "Vectors that are finite (unless `finite` is False) and not zero."
-    value = as_tensor(value, name, like)
-    none = _lengths(value, name, finite) == 0
-    if not _readable(value) or not none.any(): return value
-    raise ValueError(f"{name}: the vector at index {none.nonzero()[0].tolist()} is zero, must have "
-                     f"a direction")
+    value = _vectors(value, name, like, finite)
+    if not _readable(value) or value.detach().any(-1).all(): return value
+    at = (~value.detach().any(-1)).nonzero()[0].tolist()
+    raise ValueError(f"{name}: the vector at index {at} is zero, must have a direction")
 
 def as_unit_vectors(value, name: str, like: Tensor | None = None, *,
                     finite: bool = True) -> Tensor:  # (*batch, 3)
     "Vectors of length 1 within 0.001, finite unless `finite` is False."
-    value = as_tensor(value, name, like)
-    lengths = _lengths(value, name, finite)
+    value = _vectors(value, name, like, finite)
+    if not _readable(value): return value
+    lengths = torch.linalg.vector_norm(value.detach(), dim=-1)
     bad = (lengths - 1).abs() > 1e-3
-    if not _readable(value) or not bad.any(): return value
-    at = bad.nonzero()[0].tolist()
-    raise ValueError(f"{name}: the vector at index {at} has the length "
-                     f"{lengths[tuple(at)].item():.4g}, must be a unit vector (length 1)")
+    if not bad.any(): return value
+    at = tuple(bad.nonzero()[0].tolist())
+    raise ValueError(f"{name}: the vector at index {list(at)} has the length "
+                     f"{lengths[at].item():.4g}, must be a unit vector (length 1)")
 
 # %% ../nbs/10_workbench/02_arguments.ipynb #998f3ac7
 def as_angles(value, name: str, like: Tensor | None = None, *,
@@ -209,43 +212,45 @@ def as_angles(value, name: str, like: Tensor | None = None, *,
     low, high = (v.item() for v in value.detach().aminmax())
     if least - 1e-5 <= low and high <= most + 1e-5: return value
     hint = "; degrees? convert them by torch.deg2rad" if max(-low, high) > 2 * math.pi else ""
-    raise ValueError(f"{name}: from {low:.4g} to {high:.4g}, must be radians from {least:.4g} to "
-                     f"{most:.4g}{hint}")
+    raise ValueError(f"{name}: from {low:.4g} to {high:.4g}, must be radians from {least:.4g} "
+                     f"to {most:.4g}{hint}")
 
 # %% ../nbs/10_workbench/02_arguments.ipynb #176f607b
-_TIME_LAST = ("; time must come last: audio as soundfile reads it, (time, mics), needs a "
-              "transpose, .T")
+def _check_time(value: Tensor, name: str, needs: str, sideways: bool, samples: int) -> None:
+    "Raise `ValueError` for a recording on its side or with too few samples."
+    if sideways:
+        raise ValueError(f"{name}: shape {tuple(value.shape)}, needs {needs}; time must come last: "
+                         "audio as soundfile reads it, (time, mics), needs a transpose, .T")
+    if value.shape[-1] < samples:
+        raise ValueError(f"{name}: has {value.shape[-1]} samples, needs at least {samples}")
 
+# %% ../nbs/10_workbench/02_arguments.ipynb #3a731683
 def as_audio(value, name: str, like: Tensor | None = None, *,
              channels: int = 1,  # at least so many
-             samples: int = 1) -> Tensor:  # (*batch, mics, time)
+             samples: int = 1,  # at least so many
+             ) -> Tensor:  # (*batch, mics, time)
     "Recordings of one or more microphones, finite, with more samples than microphones."
     value, needs = as_tensor(value, name, like), "(*batch, mics, time)"
     if value.ndim < 2:
-        raise ValueError(f"{name}: shape {tuple(value.shape)}, needs {needs}; one microphone is "
-                         f"audio[None]")
+        raise ValueError(f"{name}: shape {tuple(value.shape)}, needs {needs}; "
+                         "for one microphone x[None]")
     mics, time = value.shape[-2:]
-    if 1 < mics and 0 < time <= mics:
-        raise ValueError(f"{name}: shape {tuple(value.shape)}, needs {needs}{_TIME_LAST}")
-    if mics < channels:
-        raise ValueError(f"{name}: has {mics} microphones, needs at least {channels}")
-    if time < samples: raise ValueError(f"{name}: has {time} samples, needs at least {samples}")
+    _check_time(value, name, needs, 1 < mics and 0 < time <= mics, samples)
+    if mics < channels: raise ValueError(f"{name}: has {mics} channels, needs at least {channels}")
     return _finite(value, name)
 
 def as_signal(value, name: str, like: Tensor | None = None, *,
-              samples: int = 1) -> Tensor:  # (*batch, time)
+              samples: int = 1,  # at least so many
+              ) -> Tensor:  # (*batch, time)
     "One or more signals, finite."
     value = as_tensor(value, name, like)
     if value.ndim < 1: raise ValueError(f"{name}: a single number, needs (*batch, time)")
     time, rows = value.shape[-1], value.shape[-2] if value.ndim > 1 else 1
-    if 0 < time <= 64 and rows > 100 * time:
-        raise ValueError(f"{name}: shape {tuple(value.shape)}, needs (*batch, time){_TIME_LAST}")
-    if time < samples: raise ValueError(f"{name}: has {time} samples, needs at least {samples}")
+    _check_time(value, name, "(*batch, time)", 0 < time <= 64 and rows > 100 * time, samples)
     return _finite(value, name)
 
 def as_delays(value, name: str, like: Tensor | None = None) -> Tensor:  # s
-    """Finite delays of any shape. What an array allows is for the function to say, which knows the
-    array."""
+    "Finite delays of any shape; which ones are possible, only who knows the array can say."
     return as_finite(value, name, like)
 
 # %% ../nbs/10_workbench/02_arguments.ipynb #1d1cb602
@@ -253,57 +258,52 @@ def as_mask(value, name: str, like: Tensor | None = None) -> Tensor:
     "True or false, on the device of `like`; zeros and ones are refused: they may be weights."
     if isinstance(value, Tensor) and value.dtype == torch.bool: return value
     try: array = value if isinstance(value, Tensor) else np.asarray(value)
-    except (ValueError, TypeError, RuntimeError):
-        raise _refusal(name, value, "a full table of true and false") from None
-    if isinstance(array, Tensor) or array.dtype != bool:
-        raise ValueError(f"{name}: type {array.dtype}, must be true or false (bool), such as "
-                         f"activity > 0.5")
-    return torch.tensor(array, device=None if like is None else like.device)
+    except (ValueError, TypeError, RuntimeError): raise _ragged(value, name) from None
+    if isinstance(array, np.ndarray) and array.dtype == bool:
+        return torch.tensor(array, device=None if like is None else like.device)
+    raise ValueError(f"{name}: type {array.dtype}, must be true or false, such as activity > 0.5")
 
-def as_pairs(value, name: str, like: Tensor | None = None) -> Tensor:  # (pairs, 2), whole numbers
+def as_pairs(value, name: str, like: Tensor | None = None) -> Tensor:  # (pairs, 2), int64
     "Pairs of two different microphones, counted from 0, on the device of `like`."
     if not (isinstance(value, Tensor) and value.dtype == torch.int64):
-        exact = as_finite(value, name, None if like is None else like.double())
+        exact = as_finite(value, name)
+        value = exact.to(exact.device if like is None else like.device, torch.int64)
         if (exact != exact.round()).any():
             raise ValueError(f"{name}: must be whole numbers, (pairs, 2)")
-        value = exact.long()
     if value.ndim != 2 or value.shape[-1] != 2:
-        raise ValueError(f"{name}: shape {tuple(value.shape)}, needs (pairs, 2): two microphones "
-                         f"per row")
-    if not _readable(value) or not ((value < 0).any() or (value[:, 0] == value[:, 1]).any()):
-        return value
+        raise ValueError(f"{name}: shape {tuple(value.shape)}, needs (pairs, 2): two mics per row")
+    if not _readable(value): return value
+    if (value >= 0).all() and (value[:, 0] != value[:, 1]).all(): return value
     raise ValueError(f"{name}: must be two different microphones per row, counted from 0")
 
 # %% ../nbs/10_workbench/02_arguments.ipynb #5f66dffb
-def _number(value, name: str, needs: str, unit: str = "") -> float | int:
-    "A real number of Python's."
+def _number(value, name: str, needs: str, unit: str = ""):
+    "A real number."
     if type(value) in (int, float): return value
     if isinstance(value, Tensor) and value.requires_grad:
-        raise ValueError(f"{name}: a tensor with a gradient, which a plain number would lose; use "
-                         f".detach()")
+        raise ValueError(f"{name}: has a gradient, which a plain number would lose; use .detach()")
     if isinstance(value, (Tensor, np.ndarray)) and not value.ndim: value = value.item()
     if isinstance(value, numbers.Real) and not isinstance(value, bool): return value
     raise _refusal(name, value, needs, unit)
 
 # %% ../nbs/10_workbench/02_arguments.ipynb #36dfd193
-def number(unit: str = "", above: float | None = None,
-           least: float | None = None, below: float | None = None, most: float | None = None,
+def number(unit: str = "", above: float | None = None, least: float | None = None,
+           below: float | None = None, most: float | None = None,
            finite: bool = True):  # False lets plus and minus infinity through, never NaN
     "A check: one real number within the bounds, as a `float`."
-    needs = (_bounds(above, least, below, most, finite) if {above, least, below, most} != {None}
-             else "a finite number" if finite else "a number")
+    bounds = (above, least, below, most)
+    needs = _bounds(*bounds, finite) if set(bounds) != {None} else "finite" if finite else "not NaN"
     def as_number(value, name: str, like=None) -> float:
-        try: plain = float(_number(value, name, needs, unit))
+        try: plain = float(_number(value, name, f"a number, {needs}", unit))
         except OverflowError: plain = math.inf
-        if (not finite or math.isfinite(plain)) and _within(plain, above, least, below, most):
-            return plain
+        if (not finite or math.isfinite(plain)) and _within(plain, *bounds): return plain
         raise _refusal(name, value, needs, unit)
     return as_number
 
 def count(least: int = 1, most: int | None = None):
     "A check: a whole number within the bounds, as an `int`; `3.0` is 3."
-    needs = "a whole number" + (f", at least {least}" if most is None
-                                else f" from {least} to {most}")
+    bounds = f", at least {least}" if most is None else f" from {least} to {most}"
+    needs = "a whole number" + bounds
     def as_count(value, name: str, like=None) -> int:
         plain = _number(value, name, needs)
         whole = math.isfinite(plain) and plain == int(plain)
@@ -322,22 +322,21 @@ def as_rate(value, name: str, like=None) -> int | float:  # Hz
 
 def as_room_size(value, name: str, like=None) -> Tensor:  # (3,), m, float32 on the CPU
     "The three sides of a room, positive and finite."
+    needs = "three positive lengths (x, y, z)"
     size = as_tensor(value, name).to("cpu", torch.float32)
-    if size.shape == (3,) and (not _readable(size)
-                               or bool((torch.isfinite(size) & (size > 0)).all())):
-        return size
-    given = (f"{[round(v, 4) for v in size.tolist()]} m" if size.shape == (3,)
-             else f"shape {tuple(size.shape)}")
-    raise ValueError(f"{name}: {given}, must be three positive lengths (x, y, z)")
+    if size.shape != (3,): raise ValueError(f"{name}: shape {tuple(size.shape)}, must be {needs}")
+    if not _readable(size) or all(0 < side < math.inf for side in size.tolist()): return size
+    given = ", ".join(f"{side:.6g}" for side in size.tolist())
+    raise ValueError(f"{name}=({given}) m: must be {needs}")
 
 # %% ../nbs/10_workbench/02_arguments.ipynb #5b173ba3
 def span(unit: str = "", least: float | None = None, most: float | None = None,
          finite: bool = True,  # False lets an open end through, such as (300, math.inf)
          apart: bool = False):  # True wants low below high, so a single number is refused
     "A check: a range (low, high), as two `float`; one number is the range of itself."
-    needs = ("a range (low, high) with low below high" if apart
-             else "a number or a range (low, high)") + (
-        f", {_bounds(None, least, None, most, False)}" if (least, most) != (None, None) else "")
+    needs = "a range (low, high)" if apart else "a number or a range (low, high)"
+    needs += " with low below high" if apart else " that does not fall"
+    if (least, most) != (None, None): needs += f", {_bounds(None, least, None, most, False)}"
     one = number(unit, least=least, most=most, finite=finite)
     def as_span(value, name: str, like=None) -> tuple[float, float]:
         pair = value.tolist() if isinstance(value, (Tensor, np.ndarray)) else value
@@ -353,14 +352,14 @@ as_range = span()
 # %% ../nbs/10_workbench/02_arguments.ipynb #519b217a
 def choice(*allowed):
     "A check: one of the allowed values, with a guess at what was meant."
+    def same(value, one):  # True is not 1 here, and an array is no word
+        kind = isinstance(value, type(one)) and isinstance(value, bool) == isinstance(one, bool)
+        return value is one or (kind and value == one)
     def as_choice(value, name: str, like=None):
         for one in allowed:
-            if value is one: return one
-            if (isinstance(value, type(one)) and isinstance(value, bool) == isinstance(one, bool)
-                and value == one):
-                return one
-        guess = (nearest(value.lower(), [v for v in allowed if isinstance(v, str)])
-                 if isinstance(value, str) else "")
+            if same(value, one): return one
+        words = [v for v in allowed if isinstance(v, str)]
+        guess = nearest(value.lower(), words) if isinstance(value, str) else ""
         raise _refusal(name, value, f"one of {', '.join(map(str, allowed))}{guess}")
     return as_choice
 
@@ -381,9 +380,10 @@ def as_device(value, name: str, like=None) -> torch.device:
     return torch_device(value, name)
 
 # %% ../nbs/10_workbench/02_arguments.ipynb #377338d6
-def match_channels(audio: Tensor, mics,
-                   name: str = "audio") -> None:  # mics: positions, or how many
-    "Raise `ValueError` unless `audio` (*batch, mics, time) has a channel for each microphone."
+def match_channels(audio: Tensor,  # (*batch, mics, time)
+                   mics,  # positions (mics, 3), or how many
+                   name: str = "audio") -> None:
+    "Raise `ValueError` unless `audio` has a channel for each microphone."
     n = mics if isinstance(mics, int) else mics.shape[-2]
     if audio.shape[-2] == n: return
     hint = "; time must come last: transpose it" if audio.shape[-1] == n else ""
@@ -399,23 +399,25 @@ def match_shapes(**tensors: Tensor) -> None:
                              f"{tuple(wanted.shape)}")
 
 # %% ../nbs/10_workbench/02_arguments.ipynb #32f1bfcd
+def _takes_none(p: inspect.Parameter) -> bool:
+    return p.default is None or "None" in str(p.annotation) or "Optional" in str(p.annotation)
+
 def _plan(function, checks: dict) -> list[tuple]:
     "(position, name, check, None allowed) of each checked argument, in the order of the signature."
-    parameters, positional, plan = inspect.signature(function).parameters, 0, []
-    for name, p in parameters.items():
-        at = positional if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) else math.inf
-        positional += at == positional
-        if name in checks and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-            allowed = (p.default is None or "None" in str(p.annotation)
-                       or "Optional" in str(p.annotation))
-            plan.append((at, name, checks[name], allowed))
-    unknown = set(checks) - {name for _, name, _, _ in plan}
-    if unknown:
-        what = getattr(function, "__qualname__", function)
-        raise TypeError(f"door: {what} has no argument "
-                        f"{min(unknown)!r}{nearest(min(unknown), parameters)}")
+    plan, known = [], []
+    for k, p in enumerate(inspect.signature(function).parameters.values()):
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD): continue
+        known.append(p.name)
+        if p.name not in checks: continue
+        at = math.inf if p.kind == p.KEYWORD_ONLY else k
+        plan.append((at, p.name, checks[p.name], _takes_none(p)))
+    for name in checks:
+        if name not in known:
+            raise TypeError(f"door: {getattr(function, '__qualname__', function)} has no argument "
+                            f"{name!r}{nearest(name, known)}")
     return plan
 
+# %% ../nbs/10_workbench/02_arguments.ipynb #33ee443a
 def _convert(plan: list[tuple], args: list, kwargs: dict) -> None:
     "Put what the checks return in the place of what was given."
     n, given, like = len(args), [], None

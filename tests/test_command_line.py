@@ -1,21 +1,15 @@
 """The command `ssl-nb` as a user calls it: good and bad calls, whole runs, interrupted runs."""
-import json, os, re, signal, subprocess, sys, time
-from pathlib import Path
+import json, os, re, signal, subprocess, time
 
 import nbformat
 import pytest
+from run_command import COMMAND, in_own_process, in_process
 from run_notebook import ROOT
 from ssl_nb.workbench.command_line import app
 from ssl_nb.workbench.experiments import experiments, find_experiment, resolve_parameters
 from typer.testing import CliRunner
 
-COMMAND = Path(sys.executable).parent / "ssl-nb"
-
-
-def call(*words, runs=None, **environ):
-    environ = {**os.environ, **environ, **({"SSL_NB_RUNS": str(runs)} if runs else {})}
-    return subprocess.run([COMMAND, *words], capture_output=True, text=True, cwd=ROOT, env=environ,
-                          timeout=300)
+call = in_process  # in_own_process where the process itself is the point
 
 
 @pytest.mark.parametrize("name", experiments())
@@ -80,7 +74,7 @@ def test_refused_before_anything_runs(words, told, tmp_path, monkeypatch):
 
 
 def test_a_refusal_is_one_line_and_exit_code_2(tmp_path):
-    done = call("run", "quickstart", "-p", "snr_bd=3", runs=tmp_path)
+    done = in_own_process("run", "quickstart", "-p", "snr_bd=3", runs=tmp_path)
     assert (done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
             and "did you mean 'snr_db'" in done.stderr and list(tmp_path.iterdir()) == [])
 
@@ -110,7 +104,7 @@ def test_a_dead_kernel_is_one_line_and_its_run_is_kept(tmp_path):
     (tmp_path / "nbs/11_experiments").mkdir(parents=True)
     nbformat.write(notebook, tmp_path / "nbs/11_experiments/01_dies.ipynb")
     (tmp_path / "settings.ini").write_text("[ssl_nb]\n")
-    done = call("run", "dies", runs=tmp_path / "runs",
+    done = in_own_process("run", "dies", runs=tmp_path / "runs",
                 SSL_NB_SETTINGS=str(tmp_path / "settings.ini"))
     assert (done.returncode == 1 and "the kernel died" in done.stderr
             and "Traceback" not in done.stderr)

@@ -226,7 +226,9 @@ def cell_faults(cells):
 WIDEST = 100  # characters: what a column of the website shows
 
 
-def wide_lines(text): return [line for line in text.splitlines() if len(line) > WIDEST]
+def wide_lines(text):
+    "Lines of code that are too long; directives such as captions are not shown as code."
+    return [line for line in text.splitlines() if len(line) > WIDEST and not line.startswith("#|")]
 
 
 def output_faults(cells, size):
@@ -330,7 +332,8 @@ def test_unused_imports_are_seen():
                          ids=lambda p: p.stem)
 def test_experiments_have_a_parameters_cell(path):
     from ssl_nb.workbench.experiments import read_parameters
-    assert {"profile", "seed"} <= set(read_parameters(path))
+    known = read_parameters(path)
+    assert {"profile", "seed"} <= set(known) and all(p.help for p in known.values())
 
 
 # --- versions -------------------------------------------------------------------------------------
@@ -358,3 +361,91 @@ def test_the_website_lists_every_notebook_once():
 
 
 def test_every_chapter_is_found(): assert len(chapters()) >= 10
+
+
+# --- lessons --------------------------------------------------------------------------------------
+
+def cells_of(path): return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
+def exercise_faults(cells):
+    "Exercises without a folded answer cell that asserts or shows something."
+    text = lambda c: "".join(c["source"])
+    heads = [k for k, c in enumerate(cells) if text(c).strip() == "## Exercises"]
+    if not heads: return []
+    after = cells[heads[0] + 1:]
+    asked = [int(n) for c in after if c["cell_type"] == "markdown"
+             for n in re.findall(r"^(\d+)\. ", text(c), flags=re.M)]
+    answers = [c for c in after
+               if text(c).startswith("#| code-fold: true\n#| code-summary: \"Answer")]
+    told = [int(re.search(r"Answer to exercise (\d+)\"", text(c))[1]) for c in answers]
+    faults = [] if asked and told == asked else [f"exercises {asked}, answer cells {told}"]
+    return faults + [f"answer {n} neither asserts nor shows anything" for n, c in zip(told, answers)
+                     if "assert" not in text(c) and not c.get("outputs")]
+
+
+@by_name
+def test_every_exercise_has_an_answer_that_runs(path): assert exercise_faults(cells_of(path)) == []
+
+
+def test_a_missing_answer_is_seen():
+    markdown = lambda text: {"cell_type": "markdown", "source": [text]}
+    answer = lambda n, code="assert True": {"cell_type": "code", "outputs": [], "source": [
+        f"#| code-fold: true\n#| code-summary: \"Answer to exercise {n}\"\n{code}"]}
+    asked = [markdown("## Exercises"), markdown("1. Why?\n2. How?")]
+    assert exercise_faults([*asked, answer(1), answer(2)]) == []
+    assert exercise_faults([*asked, answer(1)]) and exercise_faults([*asked, answer(2), answer(1)])
+    assert exercise_faults([*asked, answer(1), answer(2, "x = 1")])
+    assert exercise_faults(asked) and not exercise_faults([markdown("no exercises")])
+
+
+def citations(text):
+    "Keys cited in Pandoc's way: [@key], [@a; @b], @key in running text; e-mail addresses are none."
+    text = re.sub(r"`[^`]*`", "", text)
+    return set(re.findall(r"(?<![\w.])@([a-z]\w*\d{4}\w*)", text))
+
+
+def entries(bib): return set(re.findall(r"^@\w+\{([^,\s]+),", bib, flags=re.M))
+
+
+@by_name
+def test_every_citation_resolves(path):
+    cited = set().union(*(citations("".join(c["source"])) for c in cells_of(path)
+                          if c["cell_type"] == "markdown"), set())
+    known = entries((ROOT / "nbs/references.bib").read_text(encoding="utf-8"))
+    assert cited - known == set()
+
+
+def test_citations_are_seen():
+    text = ("Knapp [@knapp1976gcc; see @allen1979image, p. 3] but me@host2024x, `@code2024x` and "
+            "@door")
+    assert citations(text) == {"knapp1976gcc", "allen1979image"}
+    assert (entries("@article{knapp1976gcc,\n title={x}}\n@misc{b2020c, }")
+            == {"knapp1976gcc", "b2020c"})
+
+
+@pytest.mark.parametrize("path",
+                         [p for p in NOTEBOOKS if p.parent.name[:2] in ("01", "02", "04", "05")],
+                         ids=lambda p: str(p.relative_to(ROOT / "nbs")))
+def test_a_chapter_shows_its_method(path):
+    "The website prints the source of `exports` cells only: a chapter of methods has some."
+    sources = ["".join(c["source"]) for c in code_cells(path)]
+    assert any(re.match(r"#\|\s*exports\b", line) for s in sources for line in s.splitlines())
+
+
+def played_bytes(cells):
+    "Size of every sound that is stored in a notebook."
+    import base64
+    htmls = ["".join(o.get("data", {}).get("text/html", "")) for c in cells
+             for o in c.get("outputs", [])]
+    return [len(base64.b64decode(s)) for h in htmls
+            for s in re.findall(r'src="data:audio/[\w-]+;base64,([^"]+)"', h)]
+
+
+@by_name
+def test_sounds_are_small(path): assert all(n <= 50_000 for n in played_bytes(code_cells(path)))
+
+
+def test_sounds_are_seen():
+    sound = '<audio><source src="data:audio/ogg;base64,AAAA" type="audio/ogg" /></audio>'
+    assert played_bytes([{"outputs": [{"data": {"text/html": [sound]}}]}]) == [3]

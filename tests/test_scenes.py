@@ -179,7 +179,7 @@ def test_no_store_and_other_folders(tmp_path):
 
 
 def test_a_killed_writer_goes_on_where_it_was(tmp_path):
-    code = (f"from ssl_nb.workshop.speech import *\nif __name__ == '__main__':\n    "
+    code = (f"from ssl_nb.workshop.scenes import *\nif __name__ == '__main__':\n    "
             f"write_scenes({str(tmp_path / 's')!r}, "
             f"SceneSpec.from_json({TINY.to_json()!r}), 400, shard=2, workers=2, progress=False)")
     script = tmp_path / "write.py"
@@ -207,7 +207,7 @@ def test_a_killed_writer_goes_on_where_it_was(tmp_path):
 def test_memory_stays_flat(tmp_path):
     """Four times the scenes must not need more memory: resident size of one process, after shards
     and at the end."""
-    code = (f"import resource, torch\nfrom ssl_nb.workshop.speech "
+    code = (f"import resource, torch\nfrom ssl_nb.workshop.scenes "
             f"import *\nspec = SceneSpec.from_json({TINY.to_json()!r})\nfor n in (100, 400):\n"
             f"    write_scenes({str(tmp_path)!r} + f'/{{n}}', spec, n, shard=20, workers=0, "
             f"progress=False)\n    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
