@@ -253,7 +253,8 @@ def test_the_strength_is_a_hyperbolic_tangent():
 
 @pytest.mark.parametrize("progress", [-0.1, 1.1, math.nan])
 def test_progress_outside_of_the_training_is_refused(progress):
-    with pytest.raises(ValueError, match="progress=.*must be from 0 to 1"): reversal_strength(progress)
+    with pytest.raises(ValueError, match="progress=.*must be from 0 to 1"):
+        reversal_strength(progress)
 
 
 def gradients(weight, epoch, epochs=10):
@@ -325,7 +326,8 @@ def test_gains_are_decibels_of_each_microphone():
 
 
 @pytest.mark.parametrize("gains, message", [((0.0, 1.0), "has 2 gains, needs one for each of 4"),
-                                            ((0.0, math.nan, 0.0, 0.0), "gains_db: nan at index .*finite")])
+                                            ((0.0, math.nan, 0.0, 0.0),
+                                             "gains_db: nan at index .*finite")])
 def test_bad_gains_are_refused(gains, message):
     with pytest.raises(ValueError, match=message): MicGains(Scenes(2), gains)[0]
 

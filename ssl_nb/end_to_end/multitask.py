@@ -267,7 +267,7 @@ def cut_frames(audio: Float[Tensor, "*batch mics time"], length: int, hop: int, 
 
 # %% ../../nbs/04_end_to_end/02_multitask.ipynb #adc31be4
 class FeatureTracker(nn.Module):
-    "Positions and velocities from one feature vector per frame, by an LSTM (tutorial, section 3.2)."
+    "Positions and velocities from features per frame, by an LSTM (tutorial, section 3.2)."
     @door(n_features=count(), hidden=count(), layers=count())
     def __init__(self, n_features: int, *, size: Sequence[float],  # sides of the room, m
                  hidden: int = 256, layers: int = 2, causal: bool = False, dropout: float = 0.2):
