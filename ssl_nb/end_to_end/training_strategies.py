@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from ..arguments import as_audio, as_finite, choice, count, door, number
+from ..arguments import as_audio, as_finite, count, door, number
 from .waveform_nets import dense_head
 from ..workshop.scenes import SceneSpec
 from ..acoustics.rooms import Room
