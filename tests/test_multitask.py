@@ -62,9 +62,11 @@ def test_si_sdr_has_the_right_gradient():
 
 def test_si_sdr_refuses_silence_and_unequal_lengths():
     s = randn(3, 100)
-    for bad in (torch.zeros(3, 100), torch.ones(3, 100), torch.full((3, 100), math.nan)):
-        with pytest.raises(ValueError, match="estimates: signal .*not defined"): mt.si_sdr(bad, s)
-        with pytest.raises(ValueError, match="references: signal .*not defined"): mt.si_sdr(s, bad)
+    for bad, words in ((torch.zeros(3, 100), "signal .*not defined"),
+                       (torch.ones(3, 100), "signal .*not defined"),
+                       (torch.full((3, 100), math.nan), "nan at index .*must be finite")):
+        with pytest.raises(ValueError, match=f"estimates: {words}"): mt.si_sdr(bad, s)
+        with pytest.raises(ValueError, match=f"references: {words}"): mt.si_sdr(s, bad)
     with pytest.raises(ValueError, match="99 samples, references: 100"): mt.si_sdr(s[:, :99], s)
 
 
@@ -303,7 +305,8 @@ def test_fit_trains_the_weights_with_the_net_and_reads_the_named_input():
     (lambda: mt.SeparatingLocalizer(size=SIZE, decoder="magic"), "decoder='magic'"),
     (lambda: mt.SeparatingLocalizer(size=SIZE, n_sources=0), "n_sources=0"),
     (lambda: mt.SeparatingLocalizer(size=(5, -4, 3)), "-4"),
-    (lambda: mt.SeparatingLocalizer(size=SIZE)(torch.zeros(1, 3, 2000)), "3 microphones, needs 4"),
+    (lambda: mt.SeparatingLocalizer(size=SIZE)(torch.zeros(1, 3, 2000)),
+     "3 channels, needs one for each of 4"),
     (lambda: mt.SeparatingLocalizer(size=SIZE)(torch.zeros(1, 4, 1087)),
      "1087 samples, needs at least 1088"),
     (lambda: mt.SeparatingLocalizer(size=SIZE).locate(torch.zeros(1, 4, 5)), "5 samples"),

@@ -17,16 +17,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from .waveform_nets import (WaveformEncoder, check_audio, check_sizes, dense_head,
-                                             unit_level)
-from ..acoustics.geometry import check_size
+from ..arguments import as_audio, as_finite, as_room_size, as_signal, choice, count, door
+from ..arguments import match_shapes, number
+from .waveform_nets import WaveformEncoder, check_audio, dense_head, unit_level
 from ..acoustics.signals import frames
 
-# %% ../../nbs/04_end_to_end/02_multitask.ipynb #fb9d0848
+# %% ../../nbs/04_end_to_end/02_multitask.ipynb #313d6e74
 # shares of power below this are taken for this: SI-SDR stays within +-100 dB and has a gradient
 # everywhere
 _LIMIT = 1e-10
 
+@door(estimates=as_signal, references=as_signal)
 def si_sdr(estimates: Float[Tensor, "*#batch time"],
            references: Float[Tensor, "*#batch time2"]  # of the same length
            ) -> Float[Tensor, "*batch"]:  # dB
@@ -41,7 +42,7 @@ def si_sdr(estimates: Float[Tensor, "*#batch time"],
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         if not (norm > 0).all():
             raise ValueError(f"{name}: signal {(~(norm[..., 0] > 0)).nonzero()[0].tolist()} is "
-                             f"constant or not finite, SI-SDR is not defined")
+                             f"constant, SI-SDR is not defined")
         parts.append(x / norm)
     alpha = (parts[0] * parts[1]).sum(-1, keepdim=True)
     distortion = (parts[0] - alpha * parts[1]).square().sum(-1)
@@ -107,71 +108,118 @@ class _Drawing(nn.Module):
                 levels: list[Tensor]) -> Float[Tensor, "batch sources time"]:
         return F.pad(self.up(F.max_pool1d(levels[-1], self.pool)), (0, self.edge))
 
-# %% ../../nbs/04_end_to_end/02_multitask.ipynb #3af68459
+# %% ../../nbs/04_end_to_end/02_multitask.ipynb #9dc965bf
 class _Metres(nn.Module):
     "Numbers of about -1 to 1 as positions in a room, m."
     def __init__(self, size: Sequence[float]):  # sides of the room, m
         super().__init__()
-        self.register_buffer("half_size", check_size(size).float() / 2)
+        self.register_buffer("half_size", as_room_size(size, "size") / 2)
 
     def forward(self, x: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
         return self.half_size * (1 + x)
+
+# %% ../../nbs/04_end_to_end/02_multitask.ipynb #3af68459
+def _levels(encoder: WaveformEncoder, audio: Tensor, edge: int,
+            hop: int) -> tuple[Tensor, list[Tensor]]:
+    "The padded recording, and the features of every block before its pooling."
+    x = F.pad(unit_level(audio), (edge, edge + -(audio.shape[-1] + edge) % hop))
+    levels = [x]
+    for k, block in enumerate(encoder.blocks):
+        levels.append(block[:-1](encoder.blocks[k - 1][-1](levels[-1]) if k else x))
+    return x, levels[1:]
 
 # %% ../../nbs/04_end_to_end/02_multitask.ipynb #224b654a
 class SeparatingLocalizer(nn.Module):
     """Positions of several talkers and the signal of each at the first microphone (tutorial,
     section 3.1).
 
-    Raises `ValueError` for another number of microphones and a recording shorter than
-    `encoder.least_samples`."""
-    def __init__(
-        self, n_channels: int = 4, n_sources: int = 2, *,
-        size: Sequence[float],  # sides of the room, m
-        widths: Sequence[int] = (64, 128, 256), kernel: int = 80, stride: int = 16, pool: int = 4,
-        decoder: str = "mask",  # mask: equation (3); draw: the tutorial's transposed convolutions
-        n_basis: int = 64,  # filters of the representation that is masked
-        dropout: float = 0.1):
+    Raises `ValueError` for another number of microphones and too short a recording."""
+    @door(n_sources=count(), n_basis=count(), decoder=choice("mask", "draw"))
+    def __init__(self, n_channels: int = 4, n_sources: int = 2, *,
+                 size: Sequence[float],  # sides of the room, m
+                 widths: Sequence[int] = (64, 128, 256), kernel: int = 80, stride: int = 16,
+                 pool: int = 4, decoder: str = "mask",  # mask: equation (3); draw: the tutorial's
+                 n_basis: int = 64,  # filters of the representation that is masked
+                 dropout: float = 0.1):
         super().__init__()
-        check_sizes(n_sources=n_sources, n_basis=n_basis)
-        if decoder not in ("mask", "draw"):
-            raise ValueError(f"decoder={decoder!r}: must be mask or draw")
-        self.encoder, self.n_sources = WaveformEncoder(n_channels, widths, kernel, stride,
-                                                       pool), n_sources
-        self.head, self.metres = dense_head((widths[-1], 128, 3 * n_sources),
-                                            dropout), _Metres(size)
+        self.encoder = WaveformEncoder(n_channels, widths, kernel, stride, pool)
+        self.n_sources, self.metres = n_sources, _Metres(size)
+        self.head = dense_head((widths[-1], 128, 3 * n_sources), dropout)
         self.decoder = (_Masking(n_sources, widths, kernel, stride, pool, n_basis)
                         if decoder == "mask" else _Drawing(n_sources, widths, kernel, stride, pool))
         self.edge, self.hop = kernel - stride, stride * pool ** len(widths)  # samples
 
-    def _levels(self, audio: Tensor) -> tuple[Tensor, list[Tensor]]:
-        "The padded recording, and the features of every block before its pooling."
-        x = F.pad(unit_level(audio),
-                  (self.edge, self.edge + -(audio.shape[-1] + self.edge) % self.hop))
-        levels = [x]
-        for k, block in enumerate(self.encoder.blocks):
-            levels.append(block[:-1](self.encoder.blocks[k - 1][-1](levels[-1]) if k else x))
-        return x, levels[1:]
-
-    def _locate(self, deepest: Tensor) -> Float[Tensor, "batch sources 3"]:
-        return self.metres(self.head(self.encoder.blocks[-1][-1](deepest).mean(-1))
-                           .unflatten(-1, (self.n_sources, 3)))
-
-    def locate(self,
-               audio: Float[Tensor, "*batch mics time"]) -> Float[Tensor, "*batch sources 3"]:  # m
-        "Positions alone, at less cost."
+    def _all(self, audio: Float[Tensor, "*batch mics time"], signals: bool) -> dict[str, Tensor]:
         flat = check_audio(audio, self.encoder.n_channels, self.encoder.least_samples)
-        return self._locate(self._levels(flat)[1][-1]).reshape(*audio.shape[:-2], self.n_sources, 3)
+        padded, levels = _levels(self.encoder, flat, self.edge, self.hop)
+        deepest = self.encoder.blocks[-1][-1](levels[-1]).mean(-1)
+        out = {"positions": self.metres(self.head(deepest).unflatten(-1, (self.n_sources, 3)))}
+        if signals:
+            loud = flat.square().mean((-2, -1), keepdim=True).sqrt()
+            cut = slice(self.edge, self.edge + flat.shape[-1])
+            out["signals"] = loud * self.decoder(padded, levels)[..., cut]
+        return {name: x.reshape(*audio.shape[:-2], *x.shape[1:]) for name, x in out.items()}
+
+    def locate(self, audio: Float[Tensor, "*batch mics time"]
+               ) -> Float[Tensor, "*batch sources 3"]:  # m
+        "Positions alone, at less cost."
+        return self._all(audio, False)["positions"]
 
     def forward(self, audio: Float[Tensor, "*batch mics time"]) -> dict[str, Tensor]:
         "`positions` (*batch, sources, 3) in m and `signals` (*batch, sources, time), in one order."
-        flat = check_audio(audio, self.encoder.n_channels, self.encoder.least_samples)
-        padded, levels = self._levels(flat)
-        loud = flat.square().mean((-2, -1), keepdim=True).sqrt()
-        signals = loud * self.decoder(padded, levels)[..., self.edge:self.edge + flat.shape[-1]]
-        return {name: x.reshape(*audio.shape[:-2], *x.shape[1:])
-                for name, x in (("positions", self._locate(levels[-1])), ("signals", signals))}
+        return self._all(audio, True)
 
 # %% ../../nbs/04_end_to_end/02_multitask.ipynb #d74db954
+class MultiTaskLoss(nn.Module):
+    """Weighted sum of tasks' costs, equation (4), or with learned weights, equation (5); a loss for
+    `fit`. Raises `ValueError` for weights that do not fit the tasks, and in use for learned weights
+    with a negative cost."""
+    def __init__(self, tasks: dict[str, Callable],  # name -> cost(outputs, batch), a tensor
+                 weights: dict[str, float] | None = None,  # by hand; where learned the start; 1s
+                 learned: bool = False,
+                 permuted: bool = False,  # costs (batch, references, estimates), equation (2)
+                 inputs: str = "audio"):  # the entry of a batch that the model gets
+        super().__init__()
+        weights = _check_weights(tasks, dict.fromkeys(tasks, 1.0) if weights is None else weights,
+                                 learned)
+        self.tasks, self.learned, self.permuted, self.inputs = tasks, learned, permuted, inputs
+        start = -torch.tensor([weights[name] for name in tasks]).log()
+        if learned: self.log_variances = nn.Parameter(start)  # b of equation (5)
+        else: self.register_buffer("by_hand", (-start).exp())
+
+    def weights(self) -> Float[Tensor, "tasks"]:
+        return (-self.log_variances).exp() if self.learned else self.by_hand
+
+    def order(self, costs: dict[str, Tensor]) -> Int[Tensor, "batch references"]:
+        "The one order for all tasks, by the weighted sum of their costs."
+        return best_permutation(
+            sum(w * costs[name] for w, name in zip(self.weights().detach(), self.tasks)).detach())
+
+    def total(self, parts: dict[str, Tensor]) -> Float[Tensor, ""]:
+        "Equation (4) or (5) of the tasks' mean costs."
+        means = torch.stack([parts[name] for name in self.tasks])
+        if self.learned: _check_costs(parts, means)
+        return self.weights() @ means + (self.log_variances.sum() / 2 if self.learned else 0)
+
+    def forward(self, model: Callable, batch: dict[str, Tensor],
+                epoch: int = 1) -> dict[str, Tensor]:
+        "The `loss`, each task's mean cost by its name, and learned weights as `weight_` and name."
+        outputs = model(batch[self.inputs])
+        costs = {name: task(outputs, batch) for name, task in self.tasks.items()}
+        return _parts(self, costs)
+
+# %% ../../nbs/04_end_to_end/02_multitask.ipynb #a6e5b7e5
+def _parts(loss: MultiTaskLoss, costs: dict[str, Tensor]) -> dict[str, Tensor]:
+    "Total, parts and learned weights of all tasks' costs, in the shared order where there is one."
+    if loss.permuted:
+        order = loss.order(costs).unsqueeze(-1)
+        costs = {name: c.take_along_dim(order, -1) for name, c in costs.items()}
+    parts = {name: c.mean() for name, c in costs.items()}
+    shown = ({f"weight_{name}": w for name, w in zip(loss.tasks, loss.weights().detach())}
+             if loss.learned else {})
+    return {"loss": loss.total(parts)} | parts | shown
+
+# %% ../../nbs/04_end_to_end/02_multitask.ipynb #a1f6e729
 def _check_weights(tasks: dict, weights: dict, learned: bool) -> dict:
     if not tasks or set(weights) != set(tasks) or "loss" in tasks:
         raise ValueError(f"weights={weights}: needs one for each of the tasks {sorted(tasks)}; "
@@ -181,64 +229,16 @@ def _check_weights(tasks: dict, weights: dict, learned: bool) -> dict:
                          f"learned")
     return weights
 
-# %% ../../nbs/04_end_to_end/02_multitask.ipynb #a6e5b7e5
-class MultiTaskLoss(nn.Module):
-    """Weighted sum of tasks' costs, equation (4), or with learned weights, equation (5); a loss for
-    `fit`.
+def _check_costs(parts: dict[str, Tensor], means: Tensor) -> None:
+    if (means < 0).any():
+        raise ValueError(f"learned=True: needs costs that are never negative, got "
+                         f"{ {k: float(v) for k, v in parts.items()} }")
 
-    Raises `ValueError` for weights that do not fit the tasks, and in use for learned weights with a
-    negative cost."""
-    def __init__(
-            self, tasks: dict[str, Callable],  # name -> cost(outputs, batch), a tensor with a number for each example or frame
-            weights: dict[str, float] | None = None,  # by hand; where learned the start; 1 if None
-            learned: bool = False, permuted: bool = False,  # costs are (batch, references, estimates) and share one order, equation (2)
-            inputs: str = "audio"):  # the entry of a batch that the model gets
-        super().__init__()
-        weights = _check_weights(tasks, dict.fromkeys(tasks, 1.0) if weights is None else weights,
-                                 learned)
-        self.tasks, self.learned, self.permuted, self.inputs = tasks, learned, permuted, inputs
-        start = -torch.tensor([weights[name] for name in tasks]).log()
-        if learned: self.log_variances = nn.Parameter(start)  # the s of equation (5)
-        else: self.register_buffer("by_hand", (-start).exp())
-
-    def weights(self) -> Float[Tensor, "tasks"]:
-        return (-self.log_variances).exp() if self.learned else self.by_hand
-
-    def order(self, costs: dict[str, Tensor]) -> Int[Tensor, "batch references"]:
-        """The one order for all tasks, by the weighted sum of their costs (batch, references,
-        estimates)."""
-        return best_permutation(
-            sum(w * costs[name] for w, name in zip(self.weights().detach(), self.tasks)).detach())
-
-    def total(self, parts: dict[str, Tensor]) -> Float[Tensor, ""]:
-        "Equation (4) or (5) of the tasks' mean costs."
-        means = torch.stack([parts[name] for name in self.tasks])
-        if self.learned and (means < 0).any():
-            raise ValueError(f"learned=True: needs costs that are never negative, got "
-                             f"{ {k: float(v) for k, v in parts.items()} }")
-        return self.weights() @ means + (self.log_variances.sum() / 2 if self.learned else 0)
-
-    def forward(self, model: Callable, batch: dict[str, Tensor],
-                epoch: int = 1) -> dict[str, Tensor]:
-        """The total as `loss`, each task's mean cost under its name, and learned weights as
-        `weight_` and the name."""
-        outputs = model(batch[self.inputs])
-        costs = {name: task(outputs, batch) for name, task in self.tasks.items()}
-        if self.permuted:
-            order = self.order(costs).unsqueeze(-1)
-            costs = {name: c.take_along_dim(order, -1) for name, c in costs.items()}
-        parts = {name: c.mean() for name, c in costs.items()}
-        shown = ({f"weight_{name}": w for name, w in zip(self.tasks, self.weights().detach())}
-                 if self.learned else {})
-        return {"loss": self.total(parts)} | parts | shown
-
-# %% ../../nbs/04_end_to_end/02_multitask.ipynb #4e899568
+# %% ../../nbs/04_end_to_end/02_multitask.ipynb #dbdef9bf
 HUBER = 0.2  # where the cost of a position turns from quadratic to linear, m; of a velocity, m/s
 
 def _huber(outputs: Tensor, truth: Tensor, name: str) -> Tensor:
-    if outputs.shape != truth.shape:
-        raise ValueError(f"{name}: shape {tuple(truth.shape)}, must be that of the output, "
-                         f"{tuple(outputs.shape)}")
+    match_shapes(**{"the output": outputs, name: truth})
     return F.smooth_l1_loss(outputs, truth, reduction="none", beta=HUBER).mean(-1)
 
 def position_costs(outputs: dict[str, Tensor],
@@ -258,6 +258,7 @@ def pair_signal_costs(outputs: dict[str, Tensor], batch: dict[str, Tensor]
     return -si_sdr(outputs["signals"].unsqueeze(-3), batch["images"].unsqueeze(-2))
 
 # %% ../../nbs/04_end_to_end/02_multitask.ipynb #70e85dff
+@door(audio=as_audio, length=count(), hop=count())
 def cut_frames(audio: Float[Tensor, "*batch mics time"], length: int, hop: int,  # samples
                ) -> Float[Tensor, "*batch frames mics length"]:
     """A recording as overlapping frames, a view; frame k starts at sample k * hop. Raises
@@ -266,15 +267,16 @@ def cut_frames(audio: Float[Tensor, "*batch mics time"], length: int, hop: int, 
 
 # %% ../../nbs/04_end_to_end/02_multitask.ipynb #adc31be4
 class FeatureTracker(nn.Module):
-    "Positions and velocities from one feature vector a frame, by an LSTM (tutorial, section 3.2)."
+    "Positions and velocities from features per frame, by an LSTM (tutorial, section 3.2)."
+    @door(n_features=count(), hidden=count(), layers=count())
     def __init__(self, n_features: int, *, size: Sequence[float],  # sides of the room, m
                  hidden: int = 256, layers: int = 2, causal: bool = False, dropout: float = 0.2):
         super().__init__()
-        check_sizes(n_features=n_features, hidden=hidden, layers=layers)
-        self.lstm, wide = nn.LSTM(n_features, hidden, layers, batch_first=True,
-                                  bidirectional=not causal), hidden * (1 if causal else 2)
-        self.position, self.velocity, self.metres = (
-            dense_head((wide, 128, 3), dropout), dense_head((wide, 64, 3), dropout), _Metres(size))
+        self.lstm = nn.LSTM(n_features, hidden, layers, batch_first=True,
+                            bidirectional=not causal)
+        wide = hidden * (1 if causal else 2)
+        self.position = dense_head((wide, 128, 3), dropout)
+        self.velocity, self.metres = dense_head((wide, 64, 3), dropout), _Metres(size)
 
     def forward(self, features: Float[Tensor, "*batch frames features"]) -> dict[str, Tensor]:
         "`positions` (*batch, frames, 3) in m and `velocities` in m/s."
@@ -300,7 +302,7 @@ class TrackingLocalizer(nn.Module):
 
     def features(self, audio: Float[Tensor, "..."]  # (*batch, frames, mics, time)
                  ) -> Float[Tensor, "*batch frames features"]:
-        "One vector a frame; the frames go through the encoder as a batch."
+        "One vector per frame; the frames go through the encoder as a batch."
         if audio.dim() < 3:
             raise ValueError(f"audio: shape {tuple(audio.shape)}, needs (*batch, frames, mics, "
                              f"time); cut_frames makes frames")
@@ -312,15 +314,15 @@ class TrackingLocalizer(nn.Module):
         return self.tracker(self.features(audio))
 
 # %% ../../nbs/04_end_to_end/02_multitask.ipynb #9499f299
+@door(positions=as_finite, velocities=as_finite, interval=number("s", above=0))
 def velocity_residual(positions: Float[Tensor, "*batch frames axes"],  # m
                       velocities: Float[Tensor, "*batch frames axes"],  # m/s
                       interval: float) -> Float[Tensor, "*batch steps axes"]:  # s; m/s
     """Equation (6): by how much velocities miss the steps between positions. Raises `ValueError`
     for unequal shapes or a single frame."""
-    if not interval > 0: raise ValueError(f"interval={interval} s: must be positive")
-    if positions.shape != velocities.shape or positions.shape[-2] < 2:
-        raise ValueError(f"positions: shape {tuple(positions.shape)}, velocities: "
-                         f"{tuple(velocities.shape)}; must be the same, with two frames at least")
+    match_shapes(positions=positions, velocities=velocities)
+    if positions.ndim < 2 or positions.shape[-2] < 2:
+        raise ValueError(f"positions: shape {tuple(positions.shape)}, needs two frames at least")
     return (positions.diff(dim=-2) / interval
             - (velocities[..., 1:, :] + velocities[..., :-1, :]) / 2)
 
@@ -344,15 +346,14 @@ class RecognizingLocalizer(nn.Module):
 
     Raises `ValueError` for another number of microphones and a recording shorter than
     `encoder.least_samples`."""
+    @door(n_classes=count(), hidden=count(), listen=choice("order", "mean"))
     def __init__(self, n_channels: int = 4, n_classes: int = 10, *,
                  size: Sequence[float],  # sides of the room, m
                  widths: Sequence[int] = (64, 128, 256), kernel: int = 80, stride: int = 16,
-                 pool: int = 4, listen: str = "order",  # what the word is read from: order (a GRU over time) or mean (the tutorial's)
+                 pool: int = 4,
+                 listen: str = "order",  # read the word by a GRU over time, or from the mean
                  hidden: int = 64, dropout: float = 0.3):
         super().__init__()
-        check_sizes(n_classes=n_classes, hidden=hidden)
-        if listen not in ("order", "mean"):
-            raise ValueError(f"listen={listen!r}: must be order or mean")
         self.encoder, self.metres = WaveformEncoder(n_channels, widths, kernel, stride,
                                                     pool), _Metres(size)
         self.gru = (nn.GRU(widths[-1], hidden, batch_first=True, bidirectional=True)

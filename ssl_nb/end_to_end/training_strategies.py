@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
+from ..arguments import as_audio, as_finite, count, door, number
 from .waveform_nets import dense_head
 from ..workshop.scenes import SceneSpec
 from ..acoustics.rooms import Room
@@ -36,7 +37,7 @@ STAGES = (Stage("easy", {"snr_db": (20, 30), "t60": (0.1, 0.2)}, 10),
           Stage("medium", {"snr_db": (10, 20), "t60": (0.2, 0.4)}, 10),
           Stage("hard", {"snr_db": (0, 10), "t60": (0.4, 0.6)}, 10))  # tutorial, section 4.1
 
-# %% ../../nbs/04_end_to_end/03_training_strategies.ipynb #d2a174a0
+# %% ../../nbs/04_end_to_end/03_training_strategies.ipynb #f692c9f4
 def stage_spec(base: SceneSpec, stage: Stage) -> SceneSpec:
     """The specification of a stage (tutorial, section 4.1); a T60 that the largest room cannot have
     is lifted to its minimum.
@@ -57,7 +58,7 @@ def stage_spec(base: SceneSpec, stage: Stage) -> SceneSpec:
                                for t in changes["t60"])
     return dataclasses.replace(base, **changes)
 
-# %% ../../nbs/04_end_to_end/03_training_strategies.ipynb #79ed48e8
+# %% ../../nbs/04_end_to_end/03_training_strategies.ipynb #1a812f3f
 @dataclasses.dataclass(frozen=True)
 class _Part(Cosine):
     "The part of one long cosine that a stage plays, equation (2)."
@@ -70,14 +71,14 @@ class _Part(Cosine):
 # %% ../../nbs/04_end_to_end/03_training_strategies.ipynb #873107cf
 def train_curriculum(
         model: nn.Module,  # changed in place
-        data: Callable[[Stage], tuple[DataLoader, DataLoader | None]],  # training and validation examples of a stage
+        data: Callable[[Stage], tuple[DataLoader, DataLoader | None]],  # of a stage
         loss: Callable,  # as for `fit`
-        stages: Sequence[Stage] = STAGES, lr: float = 1e-3, weight_decay: float = 0.01,
-        warmup: float = 1.0,  # of AdamW; epochs of warm-up
-        patience: int | None = None,  # leave a stage after so many epochs without a better validation loss; after its epochs if None
+        stages: Sequence[Stage] = STAGES, lr: float = 1e-3, weight_decay: float = 0.01,  # of AdamW
+        warmup: float = 1.0,  # epochs
+        patience: int | None = None,  # epochs without a better validation loss that end a stage
         folder: str | Path | None = None,  # for checkpoints: the same call goes on from them
         seed: int = 0,
-        **options) -> pd.DataFrame:  # a row an epoch, with its stage; `options` go to `fit`
+        **options) -> pd.DataFrame:  # a row per epoch, with its stage; `options` go to `fit`
     """Train through stages with one optimizer and one cosine over all epochs, equation (2). Raises
     `ValueError` without a stage and for what `fit` refuses."""
     if not stages: raise ValueError("stages=(): needs at least one stage")
@@ -125,8 +126,7 @@ class TransferLocalizer(nn.Module):
         for block in self.encoder.blocks[:self.n_frozen]: block.eval()
         return self
 
-    def parameter_groups(self, lr: float, ratio: float = 0.1
-                         ) -> list[dict]:  # of the head; of the blocks, relative to it
+    def parameter_groups(self, lr: float, ratio: float = 0.1) -> list[dict]:
         "What an optimizer takes: the head at `lr`, unfrozen blocks at `ratio * lr`."
         blocks = [p for p in self.encoder.parameters() if p.requires_grad]
         return [{"params": list(self.head.parameters()),
@@ -155,7 +155,7 @@ def fine_tune(model: TransferLocalizer, train: DataLoader, valid: DataLoader | N
         tables.append(history.table.assign(phase=phase))
     return pd.concat(tables, ignore_index=True)
 
-# %% ../../nbs/04_end_to_end/03_training_strategies.ipynb #0d262972
+# %% ../../nbs/04_end_to_end/03_training_strategies.ipynb #f09f1466
 class _Reverse(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, alpha):
@@ -171,10 +171,10 @@ def reverse_gradient(x: Float[Tensor, "*shape"], alpha: float) -> Float[Tensor, 
     return _Reverse.apply(x, alpha)
 
 # %% ../../nbs/04_end_to_end/03_training_strategies.ipynb #b72ee70c
+@door(progress=number(least=0, most=1))
 def reversal_strength(progress: float) -> float:  # 0 at the start of the training, 1 at its end
     """How strongly the critic's gradient is turned, equation (5) (Ganin and Lempitsky, 2015,
     section 4). Raises `ValueError` outside 0 to 1."""
-    if not 0 <= progress <= 1: raise ValueError(f"progress={progress}: must be from 0 to 1")
     return 2 / (1 + math.exp(-10 * progress)) - 1
 
 # %% ../../nbs/04_end_to_end/03_training_strategies.ipynb #585b4352
@@ -221,12 +221,10 @@ class DomainPairs(Dataset):
 class AdversarialLoss:
     """The loss of a domain-adversarial net on `DomainPairs`, equation (6), with the schedule of
     equation (5) from epoch to epoch. Raises `ValueError` for a weight below 0."""
+    @door(epochs=count(), weight=number(least=0))
     def __init__(self,
                  position_loss: Callable,  # position_loss(answers, scenes) -> mean over the scenes
-                 epochs: int, weight: float = 1.0):  # of the training; lambda
-        if epochs < 1 or weight < 0:
-            raise ValueError(f"epochs={epochs}, weight={weight}: must be at least 1, and not "
-                             f"negative")
+                 epochs: int, weight: float = 1.0):  # of the training; of the critic
         self.position_loss, self.epochs, self.weight = position_loss, epochs, weight
 
     def __call__(self, model: DomainAdversarialLocalizer, scenes: dict,
@@ -244,10 +242,9 @@ class AdversarialLoss:
 class MicGains(Dataset):
     """A bank of scenes heard through microphones with other gains. Raises `ValueError` for gains
     that are not finite and where their number is not that of the microphones."""
-    def __init__(self, bank: Dataset, gains_db: Sequence[float]):  # one a microphone, dB
-        self.bank, self.gains = bank, 10 ** (torch.as_tensor(gains_db, dtype=torch.float32) / 20)
-        if not torch.isfinite(self.gains).all():
-            raise ValueError(f"gains_db={gains_db}: must be finite")
+    def __init__(self, bank: Dataset, gains_db: Sequence[float]):  # one per microphone, dB
+        self.bank = bank
+        self.gains = 10 ** (as_finite(gains_db, "gains_db") / 20)
 
     def __len__(self) -> int: return len(self.bank)
     def __getitem__(self, index: int) -> dict[str, Tensor]: return self.__getitems__([index])[0]
@@ -260,6 +257,7 @@ class MicGains(Dataset):
         return [s | {"audio": s["audio"] * self.gains[:, None]} for s in scenes]
 
 # %% ../../nbs/04_end_to_end/03_training_strategies.ipynb #8b117789
+@door(features=as_finite)
 def principal_components(features: Float[Tensor, "n features"],
                          n_components: int = 2) -> Float[Tensor, "n components"]:
     """Coordinates along the directions of largest variance. Raises `ValueError` for more components
@@ -270,6 +268,7 @@ def principal_components(features: Float[Tensor, "n features"],
     return u[:, :n_components] * s[:n_components]
 
 # %% ../../nbs/04_end_to_end/03_training_strategies.ipynb #a97a6456
+@door(source=as_finite, target=as_finite, penalty=number(above=0))
 def domain_probe(source: Float[Tensor, "n features"], target: Float[Tensor, "m features"],
                  penalty: float = 0.1) -> float:
     """Accuracy of a linear (ridge) rule that tells two sets of features apart: fitted to every
@@ -286,13 +285,12 @@ def domain_probe(source: Float[Tensor, "n features"], target: Float[Tensor, "m f
     return float((right[y_test > 0].float().mean() + right[y_test < 0].float().mean()) / 2)
 
 # %% ../../nbs/04_end_to_end/03_training_strategies.ipynb #1d6d9887
+@door(features=as_finite, targets=as_finite, penalty=number(above=0))
 def ridge_head(features: Float[Tensor, "n features"], targets: Float[Tensor, "n outputs"],
                penalty: float = 1e-3) -> nn.Linear:
     """The linear layer with the least squared error and penalty, equation (7), in closed form.
     Raises `ValueError` for no example or a penalty that is not positive."""
-    if len(features) == 0 or not 0 < penalty < math.inf:
-        raise ValueError(f"penalty={penalty}, {len(features)} features: the penalty must be "
-                         f"positive, and there must be an example")
+    if len(features) == 0: raise ValueError("features: has no example, needs at least 1")
     f, y = features.detach().double(), targets.detach().double()
     mean_f, mean_y = f.mean(0), y.mean(0)  # the bias is not penalized
     f, y = f - mean_f, y - mean_y
@@ -315,14 +313,12 @@ def shift_channels(audio: Float[Tensor, "*batch mics time"], shifts: Int[Tensor,
 class ShiftPretraining(nn.Module):
     """Learns an encoder without labels: how late is each copy of one channel? Equation (8). Its
     `loss` is for `fit`; shifts and noise come from torch's global generator."""
+    @door(n_channels=count(2), max_shift=count(), noise=number(least=0))
     def __init__(self, encoder: nn.Module, n_channels: int = 4, max_shift: int = 20,
                  noise: float = 0.1):  # samples; relative to the recording's RMS
         super().__init__()
-        if n_channels < 2 or max_shift < 1 or noise < 0:
-            raise ValueError(f"n_channels={n_channels}, max_shift={max_shift}, noise={noise}: must "
-                             f"be at least 2, 1 and 0")
-        self.encoder, self.n_channels, self.max_shift, self.noise = (encoder, n_channels, max_shift,
-                                                                     noise)
+        self.encoder, self.n_channels = encoder, n_channels
+        self.max_shift, self.noise = max_shift, noise
         self.head = dense_head((encoder.n_features, 128, n_channels - 1), 0.0)
 
     def forward(self, audio: Float[Tensor, "*batch mics time"]) -> Float[Tensor, "*batch others"]:
@@ -348,6 +344,7 @@ class _Corrected(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         return self.head(features) + self.correction(features)
 
+@door(audio=as_audio, targets=as_finite, penalty=number(above=0))
 def few_shot(model: nn.Module,  # with `encoder` and `head`, as the nets of this part; left as it is
              audio: Float[Tensor, "n mics time"],
              targets: Float[Tensor, "n outputs"],  # a few recordings and the right answers
