@@ -385,6 +385,26 @@ def test_the_papers_tables_are_whole():
     assert all(len(row) == 6 for row in csv.reader(file.open(encoding="utf-8")))
 
 
+# --- what is taken --------------------------------------------------------------------------------
+
+@by_code
+def test_lists_and_arrays_are_taken_like_tensors(kind):
+    code, points, rooms = kind(GRID), *(v.float() for v in spots(5))
+    label = code.encode(points, rooms)
+    assert torch.equal(code.encode(points.tolist(), rooms.numpy()), label)
+    assert torch.equal(code.locate(label.numpy(), rooms.tolist()), code.locate(label, rooms))
+    assert torch.equal(code.classes(points.numpy(), rooms), code.classes(points, rooms))
+    assert code.encode([1, 2], [6, 4]).dtype == torch.float32
+    assert code.encode(points.double(), [10, 10]).dtype == torch.float64
+    assert class_accuracy(code, points.tolist(), points.numpy(), [10, 10]) == 1
+
+
+def test_single_numbers_are_taken():
+    assert rectangle_floor(1, 1.0).item() == pytest.approx(0.38259786)
+    assert adjacent_decoding([0, 0.7, 0.3]).item() == pytest.approx(1.3)
+    assert CellGrid([3, 4.0]).cells == (3, 4)
+
+
 # --- bad input ------------------------------------------------------------------------------------
 
 ULD = UnbiasedLabel(GRID)
@@ -402,9 +422,9 @@ BAD = {
     "infinite room": (lambda: ULD.encode(torch.ones(2),
                                          torch.tensor([math.inf, 1.0])), "extent: inf"),
     "no room": (lambda: ULD.encode(torch.zeros(2), torch.tensor([0.0, 1.0])),
-                "extent: 0, must be positive"),
+                "extent: 0 at index .0., must be positive"),
     "no room to decode": (lambda: ULD.decode(torch.zeros(49), torch.tensor([-1.0, 1.0])),
-                          "extent: -1, must be positive"),
+                          "extent: -1 at index .0., must be positive"),
     "axes": (lambda: ULD.encode(torch.ones(3), torch.ones(3)),
              r"positions: shape \(3,\), the last dimension must be 2"),
     "outputs": (lambda: ULD.decode(torch.zeros(48), ROOM),
@@ -413,11 +433,11 @@ BAD = {
     "outputs of the refined grid": (lambda: RefinedGrid(GRID).decode(torch.zeros(36), ROOM),
                                     "must be 108"),
     "broken network": (lambda: ULD.decode(torch.full((49,), math.nan), ROOM),
-                       "outputs: 49 numbers are not finite"),
+                       "activated outputs: nan .*49 such values"),
     "broken refined grid": (lambda: RefinedGrid(GRID).decode(torch.full((108,), math.nan), ROOM),
-                            "not finite"),
+                            "must be finite"),
     "no mass": (lambda: ULD.locate(torch.zeros(49), ROOM),
-                "mass: must be finite, not negative, and positive"),
+                "mass: must be positive somewhere in every row"),
     "negative mass": (lambda: adjacent_decoding(torch.tensor([1.0, -0.1])), "mass"),
     "window of 4": (lambda: UnbiasedLabel(GRID, 4), "window=4: must be 2 or an odd number"),
     "window of 1": (lambda: adjacent_decoding(torch.ones(3), 1), "window=1"),
@@ -428,16 +448,16 @@ BAD = {
     "wide window": (lambda: adjacent_decoding(torch.ones(4), 5, wraps=True), "a circle of 4"),
     "sigma": (lambda: HeatMap(GRID, 0.0), "sigma=0.0: must be positive"),
     "sigma of a posterior": (lambda: gaussian_label(torch.zeros(1), torch.zeros(1), 3),
-                             "sigma: 0 to 0 cells, must be positive"),
+                             "sigma: 0 at index .0., must be positive"),
     "marginals": (lambda: marginals(torch.ones(12), (3, 3)), r"joint: 12 classes, must be 9"),
     "width": (lambda: rectangle_floor(torch.tensor(-1.0), torch.tensor(1.0)),
-              "width: -1 m, must be positive"),
+              "width: -1 .*must be positive"),
     "sigma that vanishes": (lambda: HeatMap(GRID, 0.005),
                             r"sigma=0.005: must be at least 0.0093 with \(6, 6\) cells"),
     "posterior without end": (lambda: gaussian_label(torch.zeros(1), torch.tensor([math.inf]), 3),
-                              "sigma: inf to inf cells, must be positive and finite"),
+                              "sigma: inf at index .0., must be finite"),
     "posterior nowhere": (lambda: gaussian_label(torch.tensor([math.nan]), torch.ones(1), 3),
-                          "mean: 1 numbers are not finite"),
+                          "mean: nan at index .0., must be finite"),
     "no estimates": (lambda: class_accuracy(ULD, torch.ones(0, 2), torch.ones(0, 2), ROOM),
                      "estimates: there are none"),
     "estimate outside": (lambda: class_accuracy(ULD, torch.full((1, 2), 7.0), torch.ones(1, 2),
@@ -453,11 +473,12 @@ def test_bad_input(call, told):
 UNCHECKED = """
 import torch
 from ssl_nb.labels.label_codes import *
-codes, zeros = [kind(CellGrid((6, 6))) for kind in CODES.values()], torch.zeros
-for code in codes:
-    for outputs, target, told in ((zeros(4, 1), zeros(4, code.n_outputs), "outputs: shape (4, 1)"), (zeros(4, code.n_outputs), zeros(4, 1), "target: shape (4, 1)")):
+for code in [kind(CellGrid((6, 6))) for kind in CODES.values()]:
+    whole, one = torch.zeros(4, code.n_outputs), torch.zeros(4, 1)
+    for outputs, target, name in ((one, whole, "outputs"), (whole, one, "target")):
+        told = f"{name}: shape (4, 1), the last dimension must be {code.n_outputs}"
         try: code.loss(outputs, target)
-        except ValueError as e: assert str(e) == f"{told}, the last dimension must be {code.n_outputs}", e
+        except ValueError as e: assert str(e) == told, e
         else: raise AssertionError(type(code).__name__)
 try: UnbiasedLabel(CellGrid((6, 6)), 3.0)
 except ValueError as e: assert "window=3.0" in str(e)

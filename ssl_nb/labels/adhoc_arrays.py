@@ -13,11 +13,13 @@ __all__ = ['HEIGHT', 'MIC_HEIGHT', 'TALKER_HEIGHT', 'SIZES', 'N_FFT', 'HOP', 'BA
 # %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #30ee08ee
 import dataclasses, itertools, math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from ..arguments import as_signal, as_tensor, count, door, number
 from ..workshop.recordings import LibriAdhoc40
 from ..workshop.scenes import SceneSpec, scene_generator
 from ..workshop.metrics import position_errors
@@ -26,15 +28,19 @@ from .label_codes import HeatMap, RefinedGrid
 
 # %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #552e8eb9
 HEIGHT, MIC_HEIGHT, TALKER_HEIGHT = 4.2, 0.9, 0.95  # m, of all five sets
-SIZES = {"l1": (100_000, 5_000, 5_000), "ad1": (18_000, 1_800, 1_800), "ad2":
-         (18_000, 1_800, 1_800), "adr1": (18_000, 1_800, 2_468), "adr2": (18_000, 1_800, 2_468)}
+# training, validation, test
+SIZES = {"l1": (100_000, 5_000, 5_000), "ad1": (18_000, 1_800, 1_800),
+         "ad2": (18_000, 1_800, 1_800), "adr1": (18_000, 1_800, 2_468),
+         "adr2": (18_000, 1_800, 2_468)}
 
+# %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #c877c5c1
+@door(side=number("m", above=0), spacing=number("m", above=0))
 def line_arrays(side: float = 6.0,  # of the square room, m
                 spacing: float = 0.2,  # between neighbours, m
                 ) -> Float[Tensor, "8 3"]:
     """Two lines of four microphones, in the middle of the left wall and of the bottom wall. Raises
     `ValueError` where they do not fit."""
-    if not 0 < 3 * spacing < side:
+    if not 3 * spacing < side:
         raise ValueError(f"spacing={spacing} m: four microphones must fit on a wall of {side} m")
     along, zero, height = (side / 2 + spacing * (torch.arange(4) - 1.5), torch.zeros(4),
                            torch.full((4,), MIC_HEIGHT))
@@ -54,7 +60,9 @@ def l1(split: str = "train",  # train, valid or test, or a folder of speech
     return dataclasses.replace(spec, **changes)
 
 # %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #ba0d6731
-def ad1(split: str = "train",  # train, valid or test, or a folder of speech: that counts as training, unless `snr_db` is given too
+def ad1(
+        # train, valid or test, or a folder of speech, which counts as training for the noise
+        split: str = "train",
         **changes) -> SceneSpec:  # other fields of the specification
     """The set Ad-1 (paper, section 3.1): 30 scattered microphones in rooms of all sizes. White
     noise instead of recorded noise, and places anywhere, are ours."""
@@ -65,7 +73,7 @@ def ad1(split: str = "train",  # train, valid or test, or a folder of speech: th
         snr_db=(10.0, 20.0) if split in ("valid", "test") else (0.0, 50.0))
     return dataclasses.replace(spec, **changes)
 
-# %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #2dce8873
+# %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #b8318053
 def ad2(split: str = "train", **changes) -> SceneSpec:
     "The set Ad-2: Ad-1 with two talkers."
     return ad1(split, **{"n_sources": 2, **changes})
@@ -73,11 +81,10 @@ def ad2(split: str = "train", **changes) -> SceneSpec:
 # %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #0bc1c43d
 N_FFT, HOP = 512, 256  # samples at 16 kHz, paper section 3.3
 
+@door(audio=partial(as_signal, samples=N_FFT))
 def short_spectra(audio: Float[Tensor, "*batch time"]) -> Float[Tensor, "*batch bins frames 2"]:
     """Real and imaginary parts of the STFT with a Hann window, bins 1 to 256. Raises `ValueError`
     for less than one window."""
-    if audio.shape[-1] < N_FFT:
-        raise ValueError(f"audio: {audio.shape[-1]} samples, needs at least {N_FFT}")
     spectra = torch.stft(audio.reshape(-1, audio.shape[-1]), N_FFT, HOP,
                          window=torch.hann_window(N_FFT, dtype=audio.dtype, device=audio.device),
                          center=False, return_complex=True)
@@ -90,14 +97,12 @@ class GridLocalizer(nn.Module):
 
     Raises `ValueError` for another number of microphones, less than one window of sound, or what is
     not finite."""
+    @door(n_outputs=count(1), arrays=count(1), mics=count(2), width=count(1), hidden=count(1))
     def __init__(self, n_outputs: int, arrays: int = 2,
                  mics: int = 4,  # arrays, and microphones of each
                  width: int = 48,
                  hidden: int = 256):  # channels of the convolutions, units of the linear layers
         super().__init__()
-        for name, value, least in (("n_outputs", n_outputs, 1), ("arrays", arrays, 1),
-                                   ("mics", mics, 2), ("width", width, 1), ("hidden", hidden, 1)):
-            if value < least: raise ValueError(f"{name}={value}: must be at least {least}")
         self.n_mics = arrays * mics
         pairs = [(a * mics + i, a * mics + j) for a in range(arrays)
                  for i, j in itertools.combinations(range(mics), 2)]
@@ -110,25 +115,27 @@ class GridLocalizer(nn.Module):
         self.head = nn.Sequential(*dense(width * N_FFT // 16 + self.n_mics), *dense(hidden),
                                   nn.Linear(hidden, n_outputs))
 
-    def features(self, audio: Float[Tensor, "batch mics time"]
-                 ) -> tuple[Float[Tensor, "batch channels bins"], Float[Tensor, "batch mics"]]:
-        "Equations (1), real parts first, and (2)."
-        if audio.shape[-2] != self.n_mics:
-            raise ValueError(f"audio: {audio.shape[-2]} microphones, needs {self.n_mics}")
-        if not torch.isfinite(audio).all():
-            raise ValueError(f"audio: {int((~torch.isfinite(audio)).sum())} samples are not finite")
-        spectra = torch.view_as_complex(short_spectra(audio))
-        cross = (spectra[:, self.pairs[0]] * spectra[:, self.pairs[1]].conj()).sum(-1)
-        phase = cross / (cross.abs() + 1e-12)
-        level = (spectra.abs().square().sum((-1, -2)) + 1e-12).log()
-        return torch.cat([phase.real, phase.imag], 1), level - level.mean(-1, keepdim=True)
-
     def forward(self, audio: Float[Tensor, "*batch mics time"]) -> Float[Tensor, "*batch outputs"]:
         phases, levels = self.features(audio.reshape(-1, *audio.shape[-2:]))
         return self.head(torch.cat([self.encoder(phases), levels],
                                    -1)).reshape(*audio.shape[:-2], -1)
 
+# %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #b35f3596
+def _features(self: GridLocalizer, audio: Float[Tensor, "batch mics time"]
+              ) -> tuple[Float[Tensor, "batch channels bins"], Float[Tensor, "batch mics"]]:
+    "Equations (1), real parts first, and (2)."
+    if audio.shape[-2] != self.n_mics:
+        raise ValueError(f"audio: {audio.shape[-2]} microphones, needs {self.n_mics}")
+    spectra = torch.view_as_complex(short_spectra(audio))
+    cross = (spectra[:, self.pairs[0]] * spectra[:, self.pairs[1]].conj()).sum(-1)
+    phase = cross / (cross.abs() + 1e-12)
+    level = (spectra.abs().square().sum((-1, -2)) + 1e-12).log()
+    return torch.cat([phase.real, phase.imag], 1), level - level.mean(-1, keepdim=True)
+
+GridLocalizer.features = _features
+
 # %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #c616895b
+@door(costs=as_tensor)
 def best_order(costs: Float[Tensor, "*batch answers talkers"]
                ) -> tuple[Float[Tensor, "*batch"], Int[Tensor, "*batch talkers"]]:
     """The smallest mean cost over all assignments, and the answer that each talker gets, equation
@@ -141,15 +148,15 @@ def best_order(costs: Float[Tensor, "*batch answers talkers"]
     best, which = totals.min(-1)
     return best, orders[which]
 
-# %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #86f85bfb
+# %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #818e8041
 def label_loss(code, outputs: Float[Tensor, "*batch talkers outputs"],
                positions: Float[Tensor, "*batch talkers 2"],  # m
                extent: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch"]:
-    "Equation (3) with the loss of a label code, one a recording."
+    "Equation (3) with the loss of a label code, one per recording."
     target = code.encode(positions, extent.unsqueeze(-2))
     return best_order(code.loss(outputs.unsqueeze(-2), target.unsqueeze(-3)))[0]
 
-# %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #818e8041
+# %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #29a81bc6
 def located(code, outputs: Float[Tensor, "*batch talkers outputs"],
             positions: Float[Tensor, "*batch talkers 2"],
             extent: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch talkers 2"]:
@@ -243,51 +250,49 @@ def plot_outputs(codes: dict,  # title -> code of two axes
     """What nets say about some talkers: the probability of each class over the room, the truth and
     the decoded point."""
     from ssl_nb.plots import COLORS, new_figure
-    fig, axes = new_figure(len(codes), len(rows), size=(2.3 * len(rows), 2.5 * len(codes)),
+    fig, axes = new_figure(len(codes), len(rows), size=(2.3 * len(rows) + 0.8, 2.5 * len(codes)),
                            sharex=True, sharey=True, squeeze=False)
     for line, (title, code) in zip(axes, codes.items()):
         for ax, k in zip(line, rows):
             truth, guess, extent = (found[title][name][k, 0]
                                     for name in ("positions", "estimates", "extent"))
             mass = code.mass(code.activate(found[title]["outputs"][k, 0])).reshape(code.shape)
-            edges = [((torch.arange(n + 1) + code._first - 0.5).clamp(0, i) * side / i).tolist()
+            edges = [((torch.arange(n + 1) + code.first - 0.5).clamp(0, i) * side / i).tolist()
                      for n, i, side in zip(code.shape, code.grid.cells, extent.tolist())]
-            ax.pcolormesh(*edges, mass.T.numpy(), cmap="Blues", vmin=0, vmax=1, edgecolors="0.85",
-                          lw=0.3)
-            ax.plot(*truth.tolist(), "o", mfc="none", color=COLORS["red"], ms=9, mew=1.8)
-            ax.plot(*guess.tolist(), "x", color="k", ms=6, mew=1.8)
+            shown = ax.pcolormesh(*edges, mass.T.numpy(), cmap="Blues", vmin=0, vmax=1,
+                                  edgecolors="0.85", lw=0.3)
+            true, = ax.plot(*truth.tolist(), "o", mfc="none", color=COLORS["red"], ms=9, mew=1.8)
+            said, = ax.plot(*guess.tolist(), "x", color="k", ms=6, mew=1.8)
             ax.set(title=f"{title}: {100 * float((guess - truth).norm()):.0f} cm off",
                    aspect="equal")
             ax.grid(False)
         line[0].set_ylabel("y (m)")
     for ax in axes[-1]: ax.set_xlabel("x (m)")
+    fig.colorbar(shown, ax=axes, label="probability of the class", shrink=0.8)
+    fig.legend([true, said], ["talker", "decoded"], loc="outside lower center", ncols=2)
     return fig
 
 # %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #4b279c3d
 BANDS, MOMENT = 32, 8  # bands, and frames of the STFT in a moment: 8 hops are 128 ms
 
+@door(audio=partial(as_signal, samples=N_FFT + (MOMENT - 1) * HOP))
 def node_features(audio: Float[Tensor, "*batch nodes time"]
                   ) -> Float[Tensor, "*batch nodes moments bands"]:
     """Logarithm of the power of each node in 32 bands of equal width and moments of 128 ms, for
     equation (4). Raises `ValueError` for less than a moment, or sound that is not finite."""
-    least = N_FFT + (MOMENT - 1) * HOP
-    if audio.shape[-1] < least:
-        raise ValueError(f"audio: {audio.shape[-1]} samples, needs at least {least}")
-    if not torch.isfinite(audio).all():
-        raise ValueError(f"audio: {int((~torch.isfinite(audio)).sum())} samples are not finite")
     power = short_spectra(audio).square().sum(-1)
     moments = power.shape[-1] // MOMENT
     blocks = power[..., :moments * MOMENT].unflatten(-1, (moments, MOMENT)).mean(-1)
     return (blocks.unflatten(-2, (BANDS, -1)).mean(-2) + 1e-12).log().transpose(-1, -2)
 
-# %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #83e05206
+# %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #2fd47425
 def node_example(scene: dict[str, Tensor]) -> dict[str, Tensor]:
     """Features and places of a scene of `SceneDataset`, `SceneStore` or `AdhocRecordings`: what the
     nets below are trained on. A list of them is a data set."""
     return {"features": node_features(scene["audio"]),
             **{k: scene[k] for k in ("mics", "sources", "size")}}
 
-# %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #3cb8a3ca
+# %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #8717497c
 class _Attend(nn.Module):
     "Self-attention and two linear layers, each added to what came in."
     def __init__(self, width: int, heads: int):
@@ -303,7 +308,7 @@ class _Attend(nn.Module):
         x = x + self.attention(y, y, y, key_padding_mask=missing, need_weights=False)[0]
         return x + self.dense(self.between(x))
 
-# %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #e37e0a9f
+# %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #927207dc
 def _check_nodes(net, features, places, present) -> Tensor:
     "Which nodes are there (*batch, nodes). Raises `ValueError` for what does not fit together."
     for name, value, last in (("features", features, net.hear.in_features - 1),
@@ -312,8 +317,8 @@ def _check_nodes(net, features, places, present) -> Tensor:
             raise ValueError(f"{name}: shape {tuple(value.shape)}, the last dimension must be "
                              f"{last}")
     if features.shape[:-2] != places.shape[:-1]:
-        raise ValueError(f"places: shape {tuple(places.shape)}, must be one a node of features of "
-                         f"shape {tuple(features.shape)}")
+        raise ValueError(f"places: shape {tuple(places.shape)}, must be one per node of features "
+                         f"of shape {tuple(features.shape)}")
     if present is None:
         present = torch.ones(places.shape[:-1], dtype=torch.bool, device=places.device)
     if present.shape != places.shape[:-1]:
@@ -324,13 +329,13 @@ def _check_nodes(net, features, places, present) -> Tensor:
         raise ValueError("features, places: must be finite where a node is present")
     return present
 
-# %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #84464f87
+# %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #d12eec5a
 def smooth_rows(code, columns: int, scale: float = 8.0,
                 seed: int = 0) -> Float[Tensor, "outputs columns"]:
     """Random cosines over the places of a code's classes, equation (5); the outputs of one cell are
     alike. An axis that wraps lies on a circle of length 1."""
     g = torch.Generator().manual_seed(seed)
-    places = [(torch.arange(n) + code._first) / i for n, i in zip(code.shape, code.grid.cells)]
+    places = [(torch.arange(n) + code.first) / i for n, i in zip(code.shape, code.grid.cells)]
     grid = [p.flatten() for p in torch.meshgrid(*places, indexing="ij")]
     around = lambda p: [torch.cos(2 * math.pi * p) / (2 * math.pi),
                         torch.sin(2 * math.pi * p) / (2 * math.pi)]
@@ -347,11 +352,10 @@ class AdhocLocalizer(nn.Module):
 
     The order of the nodes does not matter. Raises `ValueError` for shapes that do not fit and for a
     recording without any node."""
+    @door(width=count(1), heads=count(1))
     def __init__(self, code, width: int = 48,
                  heads: int = 4):  # the label code, in which the nodes' places come too
         super().__init__()
-        for name, value in (("width", width), ("heads", heads)):
-            if value < 1: raise ValueError(f"{name}={value}: must be at least 1")
         if width % (2 * heads):
             raise ValueError(f"width={width}: must be a multiple of 2 x heads = {2 * heads}")
         self.hear, self.place = nn.Linear(BANDS + 1, width), nn.Linear(code.n_outputs, width)
@@ -362,20 +366,24 @@ class AdhocLocalizer(nn.Module):
                                   nn.ReLU(), nn.Linear(2 * width, 2 * width), nn.ReLU(),
                                   nn.Linear(2 * width, code.n_outputs))
         self.pointed = nn.Linear(code.n_outputs, code.n_outputs)
-        with torch.no_grad():
-            self.place.weight.copy_(smooth_rows(code, width).T)
-            self.head[-1].weight.copy_(0.1 * smooth_rows(code, 2 * width))
-            self.pointed.weight.copy_((1 if isinstance(code, HeatMap) else 10) * torch.eye(
-                code.n_outputs))  # a heat map's outputs are the label itself
-            # logistic functions: 0 to 10 would begin in their flat part
-            if isinstance(code, RefinedGrid):
-                self.pointed.bias.fill_(-5.0)
+        _start_smooth(self, code, width)
 
     def forward(self, features: Float[Tensor, "*batch nodes moments bands"],
-                places: Float[Tensor, "*batch _ outputs"],  # one a node
+                places: Float[Tensor, "*batch _ outputs"],  # one per node
                 present: Bool[Tensor, "*batch _"] | None = None) -> Float[Tensor, "*batch outputs"]:
         heard, there = self._first(features, places, present)
         return self._last(self._second(heard), places, there).reshape(*features.shape[:-3], -1)
+
+# %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #342f4d82
+@torch.no_grad()
+def _start_smooth(net, code, width: int) -> None:
+    "The first weights of places and answers: equation (5), and the direct way of equation (7)."
+    net.place.weight.copy_(smooth_rows(code, width).T)
+    net.head[-1].weight.copy_(0.1 * smooth_rows(code, 2 * width))
+    # a heat map's outputs are the label itself
+    net.pointed.weight.copy_((1 if isinstance(code, HeatMap) else 10) * torch.eye(code.n_outputs))
+    # logistic functions: 0 to 10 would begin in their flat part
+    if isinstance(code, RefinedGrid): net.pointed.bias.fill_(-5.0)
 
 # %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #d859ebfa
 def _first(self: AdhocLocalizer, features: Tensor, places: Tensor, present: Tensor | None
@@ -419,6 +427,7 @@ def _last(self: AdhocLocalizer, heard: Float[Tensor, "batch nodes moments width"
 AdhocLocalizer._first, AdhocLocalizer._second, AdhocLocalizer._weights, AdhocLocalizer._last = (
     _first, _second, _weights, _last)
 
+# %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #0d922f5c
 @torch.no_grad()
 def node_weights(net: AdhocLocalizer, features: Float[Tensor, "batch nodes moments bands"],
                  places: Float[Tensor, "batch nodes outputs"]) -> Float[Tensor, "batch nodes"]:
@@ -432,17 +441,17 @@ def node_weights(net: AdhocLocalizer, features: Float[Tensor, "batch nodes momen
 
 # %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #57883fa9
 class AdhocSplitLocalizer(AdhocLocalizer):
-    """Several talkers: as `AdhocLocalizer`, with one BiLSTM mask a talker in place of the attention
-    along time (paper, section 3.3; sizes ours). Raises `ValueError` as that."""
+    """Several talkers: as `AdhocLocalizer`, with one BiLSTM mask per talker in place of the
+    attention along time (paper, section 3.3; sizes ours). Raises `ValueError` as that."""
+    @door(talkers=count(1))
     def __init__(self, code, width: int = 48, heads: int = 4, talkers: int = 2):
         super().__init__(code, width, heads)
-        if talkers < 1: raise ValueError(f"talkers={talkers}: must be at least 1")
         del self.along_time
         self.masks = nn.ModuleList(nn.LSTM(width, width // 2, batch_first=True, bidirectional=True)
                                    for _ in range(talkers))
 
     def forward(self, features: Float[Tensor, "*batch nodes moments bands"],
-                places: Float[Tensor, "*batch _ outputs"],  # one a node
+                places: Float[Tensor, "*batch _ outputs"],  # one per node
                 present: Bool[Tensor, "*batch _"] | None = None
                 ) -> Float[Tensor, "*batch talkers outputs"]:
         heard, there = self._first(features, places, present)
@@ -458,13 +467,11 @@ class AdhocRecordings(Dataset):
 
     Raises `FileNotFoundError` or `ValueError` as `LibriAdhoc40`, and `ValueError` for fewer places
     than talkers."""
+    @door(n_sources=count(1), count=count(1), nodes=count(1, 40), seconds=number("s", above=0))
     def __init__(self, folder: str | Path | None = None,
                  split: str = "train",  # of `LibriAdhoc40`: train, dev or test
                  n_sources: int = 1, count: int = 18_000, nodes: int = 30, seconds: float = 2.0,
                  seed: int = 0):
-        for name, value, high in (("n_sources", n_sources, math.inf), ("count", count, math.inf),
-                                  ("nodes", nodes, 40)):
-            if not 1 <= value <= high: raise ValueError(f"{name}={value}: must be from 1 to {high}")
         self.set, self.n_sources, self.count, self.nodes, self.seconds, self.seed = (
             LibriAdhoc40(folder, split), n_sources, count, nodes, seconds, seed)
         self.place = self.set.table.position.str.extract(r"(\d+)", expand=False)
@@ -477,22 +484,26 @@ class AdhocRecordings(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if not -self.count <= index < self.count:
             raise IndexError(f"index={index}: there are {self.count} examples")
-        g = scene_generator(self.seed, index % self.count)
-        rows, samples, audio, sources = (torch.randperm(len(self.set), generator=g).tolist(),
-                                         round(self.seconds * self.set.fs), [], [])
-        # one recording a place
-        first = list({self.place[k]: k for k in reversed(rows)}.values())[::-1][:self.n_sources]
-        for k in first:
-            recording = self.set[k]
-            start = int(torch.randint(max(1, recording.audio.shape[-1] - samples + 1), (),
-                                      generator=g))
-            cut = recording.audio[:, start:start + samples]
-            # the shortest end early
-            audio.append(nn.functional.pad(cut, (0, samples - cut.shape[-1])))
-            sources.append(recording.positions[0, 0])
-        keep = torch.randperm(len(audio[0]), generator=g)[:self.nodes]
-        return {"audio": torch.stack(audio).sum(0)[keep], "mics": recording.mics[keep],
-                "sources": torch.stack(sources), "size": torch.tensor([9.8, 10.3, HEIGHT])}
+        return _recorded_example(self, scene_generator(self.seed, index % self.count))
+
+# %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #da3589ce
+def _recorded_example(data: AdhocRecordings, g: torch.Generator) -> dict[str, Tensor]:
+    "Cuts of recordings from as many places as talkers, added, at some of the microphones."
+    rows, samples, audio, sources = (torch.randperm(len(data.set), generator=g).tolist(),
+                                     round(data.seconds * data.set.fs), [], [])
+    # one recording per place
+    first = list({data.place[k]: k for k in reversed(rows)}.values())[::-1][:data.n_sources]
+    for k in first:
+        recording = data.set[k]
+        start = int(torch.randint(max(1, recording.audio.shape[-1] - samples + 1), (),
+                                  generator=g))
+        cut = recording.audio[:, start:start + samples]
+        # the shortest end early
+        audio.append(nn.functional.pad(cut, (0, samples - cut.shape[-1])))
+        sources.append(recording.positions[0, 0])
+    keep = torch.randperm(len(audio[0]), generator=g)[:data.nodes]
+    return {"audio": torch.stack(audio).sum(0)[keep], "mics": recording.mics[keep],
+            "sources": torch.stack(sources), "size": torch.tensor([9.8, 10.3, HEIGHT])}
 
 # %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #70356fec
 def adr1(folder: str | Path | None = None, split: str = "train",
