@@ -49,7 +49,8 @@ def new_figure(rows: int = 1, columns: int = 1, size: tuple = (6.0, 3.4), **opti
 # %% ../nbs/03_workshop/01_plots.ipynb #412f1dd3
 def _crossed(box, ax) -> bool:
     "Whether a line, or a marker of one, lies in a box on the canvas."
-    paths = [line.get_transform().transform_path(line.get_path()) for line in ax.lines]
+    curves = [line for line in ax.lines if line.get_transform() == ax.transData]  # no axvline
+    paths = [line.get_transform().transform_path(line.get_path()) for line in curves]
     return any(len(path.vertices) and path.intersects_bbox(box, filled=False) for path in paths)
 
 def place_legend(ax) -> None:

@@ -22,9 +22,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from ..settings import check_seed, torch_device
+from ..arguments import as_device, as_path, as_seed, choice, count, door, number
+from ..settings import torch_device
 
-# %% ../../nbs/03_workshop/08_training.ipynb #346352b8
+# %% ../../nbs/03_workshop/08_training.ipynb #d0f12480
 class _Step(nn.Module):
     "Model and loss as one module: a batch in, a dictionary of means out."
     def __init__(self, model: nn.Module, loss: Callable):
@@ -190,7 +191,7 @@ class Cosine:
 @dataclass(frozen=True)
 class Exponential:
     "Decay by a constant factor, equation (4), step by step."
-    decay: float = 0.95  # an epoch
+    decay: float = 0.95  # per epoch
 
     def __post_init__(self):
         if not 0 < self.decay <= 1: raise ValueError(f"{self}: decay must be above 0 and at most 1")
@@ -205,7 +206,7 @@ class Exponential:
 class Plateau:
     "Cut the learning rate where nothing improves."
     cut: float = 0.1  # factor of the learning rate
-    patience: int = 10  # epochs without a better value that are put up with
+    patience: int = 10  # epochs without a better value before a cut
     floor: float = 0.0  # no cut goes below this part of the first learning rate
 
     def __post_init__(self):
@@ -219,7 +220,8 @@ SCHEDULES = {"cosine": Cosine, "exponential": Exponential, "plateau": Plateau}
 @dataclass
 class History:
     "What happened in every epoch of a run."
-    table: pd.DataFrame  # a row an epoch: epoch, train_loss, valid_loss, other parts and metrics, lr, seconds
+    # a row per epoch: epoch, train_loss, valid_loss, other parts and metrics, lr, seconds
+    table: pd.DataFrame
     best: str = "train_loss"  # the column that decided
     best_epoch: int = 0  # 0 where no value was a number
     stopped: str = ""  # why the run ended
@@ -250,10 +252,10 @@ def _write_json(path: Path, values: dict) -> None:
            lambda p: p.write_text(json.dumps(values, indent=1, default=str), encoding="utf-8"))
 
 # %% ../../nbs/03_workshop/08_training.ipynb #3265733a
+@door(path=as_path)
 def save_history(history: History,
                  path: str | Path) -> None:  # ends in .csv (the table alone) or .json
     "Store a history. Raises `ValueError` for another ending."
-    path = Path(path)
     if path.suffix == ".csv": _write(path, lambda p: history.table.to_csv(p, index=False))
     elif path.suffix == ".json":
         values = {"best": history.best, "best_epoch": history.best_epoch,
@@ -262,9 +264,9 @@ def save_history(history: History,
     else: raise ValueError(f"path={str(path)!r}: must end in .csv or .json")
 
 # %% ../../nbs/03_workshop/08_training.ipynb #d2dfab0f
+@door(path=as_path)
 def load_history(path: str | Path) -> History:
     "The history that `save_history` stored. Raises `ValueError` for another ending."
-    path = Path(path)
     if path.suffix == ".csv":
         # Python's float is exact, pandas' own reading need not be
         with open(path, newline="", encoding="utf-8") as f:
@@ -278,7 +280,7 @@ def load_history(path: str | Path) -> History:
 # %% ../../nbs/03_workshop/08_training.ipynb #6ff74197
 def plot_history(history: History):
     "Losses (left) and all other measures (right) over epochs; a dotted line marks the best epoch."
-    from ssl_nb.plots import new_figure
+    from ssl_nb.plots import new_figure, place_legend
     table = history.table
     losses = [c for c in ("train_loss", "valid_loss") if c in table]
     others = [c for c in table if c not in (*losses, "epoch", "lr", "seconds")]
@@ -289,7 +291,7 @@ def plot_history(history: History):
         if history.best_epoch: ax.axvline(history.best_epoch, color="k", ls=":", lw=1)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set_xlabel("epoch")
-        ax.legend()
+        place_legend(ax)
     axes[0, 0].set_ylabel("loss")
     if others: axes[0, 1].set_ylabel("value")
     return fig
@@ -458,6 +460,7 @@ class Checkpoint:
     settings: dict  # of the run
 
 # %% ../../nbs/03_workshop/08_training.ipynb #8277419b
+@door(folder=as_path, which=choice("best", "last"))
 def load_checkpoint(folder: str | Path,  # as given to `fit`
                     model: nn.Module | None = None,  # put the weights in here
                     which: str = "best",  # best or last
@@ -465,14 +468,13 @@ def load_checkpoint(folder: str | Path,  # as given to `fit`
     """The weights and history of a run, on the CPU; `model` stays on its device.
 
     Raises `FileNotFoundError`, or `ValueError` for a damaged file or a model of another shape."""
-    if which not in ("best", "last"): raise ValueError(f"which={which!r}: must be best or last")
-    groups, plain = _read(Path(folder))
+    groups, plain = _read(folder)
     memory, settings = _Memory(**plain["memory"]), plain["settings"]
     weights = {k.removeprefix("model."): v
                for k, v in groups["best" if which == "best" else "weights"].items()
                                          if k.startswith("model.")}
     if model is not None:
-        _refuse(Path(folder), _shape_differences(weights, model.state_dict()))
+        _refuse(folder, _shape_differences(weights, model.state_dict()))
         model.load_state_dict(weights)
     history = History(pd.DataFrame(memory.rows), settings["best"], memory.best_epoch,
                       memory.stopped)
@@ -572,9 +574,8 @@ def _demand_finite(run: _Run, value: Tensor, what: str, batch: Any, indices: lis
              "indices": [i if isinstance(i, int) else str(i) for i in indices]}
     if math.isfinite(own): saved = "it happened on another process"
     elif run.folder is not None:
-        saved = (f"the batch is saved as "
-                 f"{run.folder / _save_batch(run.folder, run.accelerator.process_index, batch, about)}.safetensors "
-                 f"and .json")
+        name = _save_batch(run.folder, run.accelerator.process_index, batch, about)
+        saved = f"the batch is saved as {run.folder / name}.safetensors and .json"
     raise NonFiniteLoss(f"{what} is {own} in epoch {epoch}, step {step}, examples {indices}; "
                         f"{saved}", epoch, step, indices)
 
@@ -669,7 +670,7 @@ def _epoch(run: _Run, epoch: int, bar) -> dict:
 # %% ../../nbs/03_workshop/08_training.ipynb #bd0b9470
 PRECISIONS = ("no", "bf16", "fp16")
 
-def _accelerator(precision: str, device: str | None):
+def _accelerator(precision: str, device: str | torch.device | None):
     """A fresh accelerator: its library keeps one for the whole process, with the first caller's
     precision."""
     from accelerate import Accelerator
@@ -683,21 +684,8 @@ def _accelerator(precision: str, device: str | None):
     return Accelerator(mixed_precision=precision, cpu=cpu)
 
 # %% ../../nbs/03_workshop/08_training.ipynb #993f4360
-def _check(epochs, lr, optimizer, metrics, valid, mode, patience, clip, accumulate, precision,
-           resume, keep, folder) -> None:
-    "Refuse bad arguments of `fit` by name."
-    whole = {"epochs": (epochs, 1), "accumulate": (accumulate, 1),
-             "patience": (1 if patience is None else patience, 1)}
-    for name, (value, least) in whole.items():
-        if not value >= least: raise ValueError(f"{name}={value}: must be at least {least}")
-    for name, value in {"lr": lr, "clip": clip}.items():
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name}={value}: must be positive and finite")
-    choices = {"mode": (mode, ("min", "max")), "precision": (precision, PRECISIONS),
-               "resume": (resume, (True, False, "auto")), "keep": (keep, ("best", "last"))}
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise ValueError(f"{name}={value!r}: must be one of {', '.join(map(str, allowed))}")
+def _check(lr, optimizer, metrics, valid, resume, folder) -> None:
+    "Refuse arguments of `fit` that do not go together."
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError("optimizer: LBFGS asks for the loss several times a step, fit computes it "
                          "once")
@@ -759,46 +747,53 @@ def _prepare(model, train, valid, loss, accelerator, optimizer, lr, weight_decay
     return run
 
 # %% ../../nbs/03_workshop/08_training.ipynb #5ff31da6
+@door(epochs=count(), lr=number(above=0), weight_decay=number(least=0), mode=choice("min", "max"),
+      patience=count(), clip=number(above=0), accumulate=count(), precision=choice(*PRECISIONS),
+      folder=as_path, resume=choice(True, False, "auto"), keep=choice("best", "last"),
+      seed=as_seed, device=as_device)
 def fit(
     model: nn.Module,  # changed in place
-    train: DataLoader,
-    valid: DataLoader | None,  # batches: tuples, lists or dictionaries of tensors
-    loss: Callable,  # loss(model, batch, epoch) -> mean over the batch, or a dictionary of means with an entry "loss"
+    train: DataLoader,  # batches: tuples, lists or dictionaries of tensors
+    valid: DataLoader | None,
+    loss: Callable,  # loss(model, batch, epoch) -> mean over the batch, or a dictionary with "loss"
     epochs: int = 10, lr: float | None = None,  # of AdamW; 1e-3 if None
     weight_decay: float = 0.01,  # of AdamW
     optimizer: torch.optim.Optimizer | None = None,  # instead of AdamW
-    schedule: str | Cosine | Exponential | Plateau | None = None,  # a name stands for the class's default values
-    metrics: dict[str, Callable] | None = None,  # name -> metric(model, batch), measured on the validation examples
-    best: str | None = None,  # the column of the history that decides; the validation loss if None
+    schedule: str | Cosine | Exponential | Plateau | None = None,  # a name: with default values
+    metrics: dict[str, Callable] | None = None,  # name -> metric(model, batch), on valid
+    best: str | None = None,  # column of the history that decides; the validation loss if None
     mode: str = "min",  # whether less (min) or more (max) of it is better
     patience: int | None = None,  # stop after so many epochs without a better value
     clip: float | None = None,  # largest norm of the gradient
     accumulate: int = 1,  # batches to a step
     precision: str = "no",  # mixed precision: no, bf16 or fp16
     folder: str | Path | None = None,  # for checkpoint and history; nothing is saved if None
-    resume: bool | str = "auto",  # go on with the folder's run: True (it must be there), False (start anew) or auto
+    resume: bool | str = "auto",  # go on with the folder's run: True (must), False (anew) or auto
     keep: str = "best",  # weights that the model ends with: best or last
-    seed: int = 0,  # of order, dropout and all other chance; the loaders' own generators are seeded with it, too
-    device: str | None = None,  # auto, cpu, cuda or mps; the settings' if None
-    progress: bool = True,  # show a bar (never under IN_TEST)
-    ) -> History:
+    seed: int = 0,  # of order, dropout and all other chance; the loaders' generators get it, too
+    device: str | torch.device | None = None,  # auto, cpu, cuda or mps; the settings' if None
+    progress: bool = True) -> History:  # show a bar (never under IN_TEST)
     """Train a model; it ends in evaluation mode on its device, with the best weights.
 
     Raises `ValueError` for bad arguments and a folder of another run, `NonFiniteLoss` where a loss
     or gradient is no number."""
-    _check(epochs, lr, optimizer, metrics, valid, mode, patience, clip, accumulate, precision,
-           resume, keep, folder)
+    _check(lr, optimizer, metrics, valid, resume, folder)
     options = {"best": best or ("train_loss" if valid is None else "valid_loss"), "mode": mode,
                "patience": patience, "clip": clip, "accumulate": accumulate, "epochs": epochs}
-    accelerator = _accelerator(precision, device)
-    # the caller's generators are left as they were
-    with _seeded(check_seed(seed), accelerator.device):
-        run = _prepare(model, train, valid, loss, accelerator, optimizer, lr, weight_decay, seed,
-                       schedule=_schedule(schedule), metrics=metrics or {},
-                       options=options, folder=Path(folder) if folder is not None else None)
-        return _start(run, _settings(run, precision, seed), resume, keep, progress)
+    run = dict(schedule=_schedule(schedule), metrics=metrics or {}, options=options, folder=folder)
+    return _fit(model, train, valid, loss, _accelerator(precision, device), optimizer, lr,
+                weight_decay, seed, run, precision, resume, keep, progress)
 
 # %% ../../nbs/03_workshop/08_training.ipynb #6d359cc5
+def _fit(model, train, valid, loss, accelerator, optimizer, lr, weight_decay, seed, parts,
+         precision, resume, keep, progress) -> History:
+    "The run behind `fit`; the caller's generators are left as they were."
+    with _seeded(seed, accelerator.device):
+        run = _prepare(model, train, valid, loss, accelerator, optimizer, lr, weight_decay, seed,
+                       **parts)
+        return _start(run, _settings(run, precision, seed), resume, keep, progress)
+
+# %% ../../nbs/03_workshop/08_training.ipynb #f0b180d0
 def _start(run: _Run, settings: dict, resume: bool | str, keep: str, progress: bool) -> History:
     "Begin or go on, and end with the weights that were asked for."
     from tqdm import tqdm
