@@ -20,7 +20,8 @@ from matplotlib.patches import Ellipse, Rectangle
 from matplotlib.patheffects import withStroke
 from scipy.spatial import cKDTree
 from .acoustics.geometry import to_angles, to_direction
-from .arguments import as_points, as_rate, as_room_size, as_signal, door
+from .arguments import (as_directions, as_points, as_rate, as_room_size, as_signal,
+                              as_tensor, door)
 
 # %% ../nbs/03_workshop/01_plots.ipynb #75590d7f
 import anywidget, traitlets
@@ -381,8 +382,8 @@ def _broken(times, degrees):
 def _angles_deg(name, directions):
     """Azimuth and elevation in degrees, each (sources, frames), of vectors (frames, 3) or (sources,
     frames, 3)."""
-    directions = torch.as_tensor(numpy_of(directions)).double()
-    if directions.ndim not in (2, 3) or directions.shape[-1] != 3:
+    directions = as_directions(directions, name, _DOUBLE, finite=False).double()
+    if directions.ndim not in (2, 3):
         raise ValueError(f"{name}: shape {tuple(directions.shape)}, must be (frames, 3) or "
                          f"(sources, frames, 3)")
     angles = [angle.rad2deg().numpy() for angle in to_angles(directions)]
@@ -459,7 +460,7 @@ def plot_power_map(power,  # (elevations, azimuths) on a grid, or (n,) in scatte
     for name, points, label_of, style in (("truth", truth, "talker", _TALKER),
                                           ("estimate", estimate, "found", _FOUND)):
         if points is None: continue
-        angles = to_angles(torch.from_numpy(_points(name, points)))
+        angles = to_angles(torch.from_numpy(_points(name, as_directions(points, name))))
         ax.plot(*(a.numpy() for a in angles), ls="", label=label_of, clip_on=False, zorder=5,
                 **style)
     ax.set_xticks(np.radians([-120, -60, 0, 60, 120]), ["-120°", "-60°", "0°", "60°", "120°"],
@@ -535,15 +536,23 @@ class DragRoom(anywidget.AnyWidget):
 
     def __init__(self, size, mics, source,
                  update):  # update(mics, source) -> (curves, note), on float tensors
-        as_list = lambda v: torch.as_tensor(v, dtype=torch.float32).tolist()
-        super().__init__(size=as_list(size)[:2], mics=as_list(mics), source=as_list(source))
+        super().__init__(size=as_tensor(size, "size").tolist()[:2],
+                         mics=as_points(mics, "mics", axes=(2,)).tolist(),
+                         source=as_points(source, "source", axes=(2,)).tolist())
         self._update = update
-        self.observe(lambda change: self.refresh(), names=["mics", "source"])
+        self.observe(lambda change: self._dragged(), names=["mics", "source"])
         self.refresh()
 
     def refresh(self) -> None:
-        "Call `update` with the points as they are now."
-        self.curves, self.note = self._update(torch.tensor(self.mics), torch.tensor(self.source))
+        "Call `update` with the points as they are now. Raises what `update` raises."
+        # a browser sends 3 for 3.0
+        mics, source = (torch.tensor(v, dtype=torch.float32) for v in (self.mics, self.source))
+        self.curves, self.note = self._update(mics, source)
+
+    def _dragged(self) -> None:
+        "What a drag does: there is no other place for an error to be seen than the widget."
+        try: self.refresh()
+        except Exception as e: self.curves, self.note = [], f"{type(e).__name__}: {e}"
 
 # %% ../nbs/03_workshop/01_plots.ipynb #1911f0ac
 PLAYED_MOST = 50_000  # bytes of a sound in a notebook

@@ -8,8 +8,8 @@ import soundfile
 import torch
 from matplotlib import pyplot as plt
 from ssl_nb.acoustics.geometry import to_direction
-from ssl_nb.plots import (new_figure, place_legend, play, plot_angles, plot_errors, plot_lines,
-                          plot_map, plot_positions_3d, plot_power_map, plot_room,
+from ssl_nb.plots import (DragRoom, new_figure, place_legend, play, plot_angles, plot_errors,
+                          plot_lines, plot_map, plot_positions_3d, plot_power_map, plot_room,
                           plot_trajectory)
 
 SIZE, MICS = [6.0, 5.0, 3.0], torch.tensor([[0.0, 1, 1], [6, 2, 1]])
@@ -85,6 +85,21 @@ def test_a_map_marks_what_it_is_told():
     marks = {line.get_label(): line.get_xydata().tolist() for line in fig.axes[0].lines}
     assert marks["talker"] == TRUTH[:, :2].tolist() and marks["found"] == [[1, 2]]
     assert [t.get_text() for t in fig.legends[0].get_texts()] == ["microphone", "talker", "found"]
+
+
+def test_a_dragged_point_may_be_whole_and_an_error_is_seen():
+    def update(mics, source):
+        if source[0] > 4: raise ValueError("too far")
+        return [{"points": torch.linalg.eigh(mics.T @ mics)[1].tolist()}], f"at {source.tolist()}"
+    pad = DragRoom([5, 4], [[0, 0], [5, 0], [2, 4]], [2, 1], update)
+    pad.source = [3, 2]  # a browser sends whole numbers for whole metres
+    assert pad.note == "at [3.0, 2.0]" and pad.curves
+    pad.mics = [[1, 0], [5, 0], [2, 4]]
+    pad.source = [5, 2]
+    assert pad.note == "ValueError: too far" and pad.curves == []
+    pad.source = [1, 2]  # and it goes on
+    assert pad.note == "at [1.0, 2.0]" and pad.curves
+    with pytest.raises(ValueError, match="too far"): DragRoom([5, 4], [[0, 0]], [5, 1], update)
 
 
 def heard(player): return soundfile.read(io.BytesIO(player.data))
@@ -222,6 +237,11 @@ def test_map_marks_truth_and_estimates_and_keeps_areas():
     (lambda: plot_angles(T, TRUTH, TRUTH[:2]), "estimates: 2 frames"),
     (lambda: plot_angles(T, TRUTH[:, :2], TRUTH), "truth: shape"),
     (lambda: plot_angles(T, TRUTH * math.nan, TRUTH), "truth: directions"),
+    (lambda: plot_angles(T, 0 * TRUTH, TRUTH), "truth: .* is zero"),
+    (lambda: plot_angles(T, TRUTH, 0 * TRUTH), "estimates: .* is zero"),
+    (lambda: plot_power_map(torch.ones(2), torch.zeros(2), torch.zeros(2), truth=[0.0, 0, 0]),
+     "truth: .* is zero"),
+    (lambda: DragRoom([5, 4], [[0, 0, 0]], [1, 1], lambda m, s: ([], "")), "mics: shape"),
     (lambda: plot_power_map(torch.ones(3, 4), torch.zeros(3), torch.zeros(4)), "power: shape"),
     (lambda: plot_power_map(torch.ones(5), torch.zeros(4), torch.zeros(5)), "power: shape"),
     (lambda: plot_power_map(torch.ones(2), torch.zeros(2), torch.tensor([0.0, 45.0])), "radians"),

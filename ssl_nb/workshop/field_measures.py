@@ -68,8 +68,9 @@ def ospa(estimates: Float[Tensor, "*#batch estimates dim"],  # positions (m) or 
          ) -> Float[Tensor, "*out"]:
     """OSPA distance of two sets, equation (1). Raises `ValueError` for a cut-off that is not
     positive or an order below 1."""
-    estimates, present = _only(estimates, present, "estimates")
-    truth, active = _only(truth, active, "truth")
+    directed = distance is angular_error
+    estimates, present = _only(estimates, present, "estimates", directed)
+    truth, active = _only(truth, active, "truth", directed)
     batch = torch.broadcast_shapes(present.shape[:-1], active.shape[:-1])
     n, m, sets = present.shape[-1], active.shape[-1], math.prod(batch)
     apart = (distance(estimates.unsqueeze(-3), truth.unsqueeze(-2)) if n * m * sets
@@ -81,14 +82,15 @@ def ospa(estimates: Float[Tensor, "*#batch estimates dim"],  # positions (m) or 
     return torch.tensor(values, dtype=truth.dtype).reshape(batch).to(truth.device)
 
 # %% ../../nbs/03_workshop/07_field_measures.ipynb #d02ca7c3
-def _only(points, there, name):
+def _only(points, there, name, directed):
     """Points with zeros where none is there, and who is there, on the CPU. Raises `ValueError` when
-    one that is there is not finite."""
+    one that is there is not finite, or points nowhere."""
     there = torch.ones(points.shape[:-1], dtype=torch.bool) if there is None else there.cpu()
     points = points.expand(*torch.broadcast_shapes(points.shape[:-1], there.shape),
                            points.shape[-1])
     there = there.expand(points.shape[:-1])
-    as_finite(points[there.to(points.device)], name)
+    shown = points[there.to(points.device)]
+    _ = as_directions(shown, name) if directed else as_finite(shown, name)
     return torch.where(there.to(points.device).unsqueeze(-1), points,
                        torch.zeros_like(points)), there
 

@@ -9,10 +9,11 @@ __all__ = ['SCHEDULES', 'PRECISIONS', 'Cosine', 'Exponential', 'Plateau', 'Histo
            'plot_history', 'NonFiniteLoss', 'Checkpoint', 'load_checkpoint', 'fit']
 
 # %% ../../nbs/03_workshop/08_training.ipynb #ff80751c
-import csv, difflib, hashlib, json, math, os, random, re, sys, time
+import ast, csv, difflib, functools, hashlib, inspect, json, math, os, random, re, sys, textwrap
+import time, warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 import numpy as np
@@ -126,6 +127,17 @@ def _generators(loader: DataLoader) -> list[torch.Generator]:
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 # %% ../../nbs/03_workshop/08_training.ipynb #020ad388
+def _examples(dataset, most: int = 8) -> list:
+    "A few examples from all over a dataset, the same in every run of the same data."
+    n = len(dataset)
+    indices = sorted({round(k * (n - 1) / (most - 1)) for k in range(most)} if n else ())
+    held = getattr(dataset, "__dict__", {}).values()
+    own = [(g, g.get_state()) for g in held if isinstance(g, torch.Generator)]
+    try: return _Seeded(dataset).__getitems__((_derive("examples"), indices))
+    finally:
+        for generator, state in own: generator.set_state(state)
+
+# %% ../../nbs/03_workshop/08_training.ipynb #a880d839
 _LOADING = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn",
             "multiprocessing_context", "prefetch_factor", "persistent_workers")
 
@@ -519,14 +531,82 @@ def _name(thing: Any) -> str:
             else getattr(thing, "__qualname__", type(thing).__qualname__))
 
 # %% ../../nbs/03_workshop/08_training.ipynb #e4247314
-def _about_loader(batches: _Batches | None) -> dict | None:
-    if batches is None: return None
-    loader = batches.loader
-    return {"examples": len(loader.dataset), "batches": len(batches),
-            "batch_size": getattr(loader.batch_sampler, "batch_size", None),
-            "sampler": type(loader.sampler).__name__}
+def _feed(hashed, value) -> None:
+    "Add a nested value to a hash: tensors, arrays, numbers and texts; of other things the type."
+    for name, leaf in _leaves(value):
+        if isinstance(leaf, Tensor): leaf = leaf.detach().cpu().contiguous()
+        if isinstance(leaf, Tensor) and leaf.dtype == torch.bfloat16: leaf = leaf.float()
+        plain = isinstance(leaf, (Tensor, np.ndarray)) and getattr(leaf, "dtype", None) != object
+        kind = f"{leaf.dtype} {tuple(leaf.shape)}" if plain else type(leaf).__qualname__
+        hashed.update(f"|{name} {kind} ".encode())
+        if plain: hashed.update(np.asarray(leaf).tobytes())
+        elif leaf is None or isinstance(leaf, (bool, int, float, complex, str, bytes)):
+            hashed.update(repr(leaf).encode())
+
+def _fingerprint(value) -> str:
+    hashed = hashlib.sha256()
+    _feed(hashed, value)
+    return hashed.hexdigest()[:16]
 
 # %% ../../nbs/03_workshop/08_training.ipynb #9084162c
+def _source(function) -> str | None:
+    "The source of a function without comments and layout; None where it cannot be read."
+    try: text = textwrap.dedent(inspect.getsource(function))
+    except (OSError, TypeError): return None
+    try: return ast.unparse(ast.parse(text))
+    except SyntaxError: return " ".join(text.split())  # a lambda in the middle of a line
+
+def _constant(value, depth: int):
+    "What a fingerprint takes of a value that a function closes over."
+    if isinstance(value, (bool, int, float, complex, str, bytes, Tensor, type(None))): return value
+    if isinstance(value, tuple): return tuple(_constant(v, depth) for v in value)
+    if isinstance(value, nn.Module): return _name(value)
+    if is_dataclass(value) and type(value).__dataclass_params__.frozen: return repr(value)
+    if callable(value) and depth: return _parts_of(value, depth - 1)
+    return type(value).__qualname__
+
+# %% ../../nbs/03_workshop/08_training.ipynb #ddfba6e5
+def _closed_over(function) -> list:
+    "What a function closes over, and its default values."
+    found = list(getattr(function, "__defaults__", None) or ())
+    for cell in getattr(function, "__closure__", None) or ():
+        try: found.append(cell.cell_contents)
+        except ValueError: pass  # not yet bound
+    return found
+
+def _parts_of(loss: Callable, depth: int = 2):
+    "The source and the constants of a loss."
+    loss = inspect.unwrap(loss)
+    if isinstance(loss, functools.partial):
+        return [_parts_of(loss.func, depth), _constant(loss.args, depth),
+                {k: _constant(v, depth) for k, v in loss.keywords.items()}]
+    owner, function = getattr(loss, "__self__", None), getattr(loss, "__func__", loss)
+    if not inspect.isfunction(function):  # an object that can be called
+        owner = loss
+        function = type(loss).forward if isinstance(loss, nn.Module) else type(loss).__call__
+    kept = {} if isinstance(owner, nn.Module) else getattr(owner, "__dict__", {})
+    return [_source(function) or getattr(function, "__qualname__", ""), type(owner).__qualname__,
+            [_constant(v, depth) for v in _closed_over(function)],
+            {k: _constant(v, 0) for k, v in kept.items()}]
+
+# %% ../../nbs/03_workshop/08_training.ipynb #6ec9250c
+def _loss_fingerprint(loss: Callable) -> str | None:
+    "None for a function that was given another's name: its author says that it is the same."
+    loss = inspect.unwrap(loss)
+    renamed = inspect.isfunction(loss) and loss.__qualname__.split(".")[-1] != loss.__code__.co_name
+    return None if renamed else _fingerprint(_parts_of(loss))
+
+# %% ../../nbs/03_workshop/08_training.ipynb #98769f43
+def _about_loader(batches: _Batches | None, look: bool) -> dict | None:
+    "What is known of a loader; `look`: into its data, too."
+    if batches is None: return None
+    loader = batches.loader
+    about = {"examples": len(loader.dataset), "batches": len(batches),
+             "batch_size": getattr(loader.batch_sampler, "batch_size", None),
+             "sampler": type(loader.sampler).__name__}
+    return about | ({"fingerprint": _fingerprint(_examples(loader.dataset))} if look else {})
+
+# %% ../../nbs/03_workshop/08_training.ipynb #1fd32e07
 def _settings(run: _Run, precision: str, seed: int) -> dict:
     "All that decides the result of a run, as JSON would give it back."
     schedule = ({"name": type(run.schedule).__name__, **asdict(run.schedule)} if run.schedule
@@ -539,21 +619,34 @@ def _settings(run: _Run, precision: str, seed: int) -> dict:
     settings = {"seed": seed, "precision": precision, **options,
                 "optimizer": optimizer, "schedule": schedule, "loss": _name(run.step.loss),
                 "metrics": {name: _name(fn) for name, fn in run.metrics.items()},
-                "processes": run.accelerator.num_processes, "train": _about_loader(run.train),
-                "valid": _about_loader(run.valid), "model": _name(run.step.model)}
+                "processes": run.accelerator.num_processes, "model": _name(run.step.model)}
+    look = run.folder is not None  # else nobody will ever compare
+    settings |= {"train": _about_loader(run.train, look), "valid": _about_loader(run.valid, look)}
+    if look: settings["loss_fingerprint"] = _loss_fingerprint(run.step.loss)
     return json.loads(json.dumps(settings, default=str))
 
-# %% ../../nbs/03_workshop/08_training.ipynb #ddfba6e5
+def _comparable(old: dict, new: dict) -> dict:
+    "The new settings; of fingerprints only those that both have."
+    unknown = lambda k, v: "fingerprint" in k and (v is None or old.get(k) is None)
+    return {k: old.get(k) if unknown(k, v) else _comparable(old[k], v)
+            if isinstance(v, dict) and isinstance(old.get(k), dict) else v
+            for k, v in new.items() if k in old or not unknown(k, v)}
+
+# %% ../../nbs/03_workshop/08_training.ipynb #def20a15
 def _resume(run: _Run, settings: dict) -> None:
     "Put a checkpoint's state into a run. Raises `ValueError` that names what differs."
     groups, plain = _read(run.folder)
-    _refuse(run.folder, _differences(plain["settings"], settings)
+    then = plain["settings"]
+    _refuse(run.folder, _differences(then, _comparable(then, settings))
                         + _shape_differences(groups["weights"], run.step.state_dict()))
     run.memory, run.best_weights = _Memory(**plain["memory"]), groups["best"]
     run.step.load_state_dict(groups["weights"])
     _restore_optimizer(run.optimizer, groups["optimizer"] | plain["optimizer"])
     if plain["scaler"]: run.accelerator.scaler.load_state_dict(plain["scaler"])
     _restore_random(run, groups["random"], plain["random"])
+    if run.accelerator.is_main_process and run.memory.rows:
+        # a run that was killed between the checkpoint and the table left it a row short
+        save_history(run.history(), run.folder / "history.csv")
 
 # %% ../../nbs/03_workshop/08_training.ipynb #6b649c23
 def _set_rate(run: _Run, t: float, dt: float) -> None:
@@ -683,6 +776,57 @@ def _accelerator(precision: str, device: str | torch.device | None):
         raise ValueError("precision='fp16': needs a GPU; a processor has bf16")
     return Accelerator(mixed_precision=precision, cpu=cpu)
 
+# %% ../../nbs/03_workshop/08_training.ipynb #5c0d01ef
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+
+def _wrong_layers(run: _Run, batch) -> list[str]:
+    "Layers whose outputs in half precision are off by more than a quarter, with their errors."
+    wrong = {}
+    def compare(name, layer, inputs, output):
+        with torch.autocast("cpu", enabled=False):
+            exact = type(layer).forward(layer, *(x.to(layer.weight.dtype) for x in inputs))
+        error = float((output.to(exact.dtype) - exact).norm() / exact.norm().clamp(min=1e-12))
+        if exact.isfinite().all() and not error < 0.25:
+            wrong[name] = f"{name} (relative error {error:.2g})"
+    hooks = [layer.register_forward_hook(lambda layer, x, y, name=name: compare(name, layer, x, y))
+             for name, layer in run.step.model.named_modules() if isinstance(layer, _LAYERS)]
+    run.step.eval()
+    try:
+        with torch.no_grad(), _seeded(0), run.accelerator.autocast(): run.step(batch, 1)
+    finally:
+        for hook in hooks: hook.remove()
+    return list(wrong.values())
+
+# %% ../../nbs/03_workshop/08_training.ipynb #4a43e889
+@contextmanager
+def _without_onednn():
+    "A block that computes without oneDNN."
+    flags = torch.backends.mkldnn.flags(enabled=False)
+    def quietly(action, *arguments):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about TF32, which nobody asked for
+            action(*arguments)
+    quietly(flags.__enter__)
+    try: yield
+    finally: quietly(flags.__exit__, None, None, None)
+
+# %% ../../nbs/03_workshop/08_training.ipynb #e86f62e1
+def _sound(run: _Run):
+    """The context in which this machine computes right in the wanted precision. Raises `ValueError`
+    where there is none."""
+    half = run.accelerator.mixed_precision == "bf16" and run.accelerator.device.type == "cpu"
+    if not half: return nullcontext()
+    batch = run.train.loader.collate_fn(_examples(run.train.loader.dataset))
+    wrong = _wrong_layers(run, batch)
+    if not wrong: return nullcontext()
+    with _without_onednn(): still = _wrong_layers(run, batch)
+    if still:
+        raise ValueError(f"precision='bf16': this processor computes {', '.join(still)} wrongly; "
+                         f"use precision='no'")
+    warnings.warn(f"precision='bf16': this processor computes {', '.join(wrong)} wrongly by "
+                  f"oneDNN, so the run goes on without it", stacklevel=6)
+    return _without_onednn()
+
 # %% ../../nbs/03_workshop/08_training.ipynb #993f4360
 def _check(lr, optimizer, metrics, valid, resume, folder) -> None:
     "Refuse arguments of `fit` that do not go together."
@@ -809,7 +953,7 @@ def _start(run: _Run, settings: dict, resume: bool | str, keep: str, progress: b
     with tqdm(total=run.options["epochs"] * len(run.train),
               initial=run.memory.epoch * len(run.train), disable=hidden, file=sys.stderr) as bar:
         bar.results = {}
-        _loop(run, settings, bar)
+        with _sound(run): _loop(run, settings, bar)
     if keep == "best" and run.memory.best_epoch: run.step.load_state_dict(run.best_weights)
     run.step.eval()
     return run.history()
