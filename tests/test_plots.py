@@ -1,13 +1,15 @@
 """Figures draw the data they were given: nothing lost, pairs joined, wraps broken, silence shaded,
 power where it belongs."""
-import math
+import io, math
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from matplotlib import pyplot as plt
 from ssl_nb.acoustics.geometry import to_direction
-from ssl_nb.plots import (plot_angles, plot_errors, plot_positions_3d, plot_power_map,
+from ssl_nb.plots import (DragRoom, new_figure, place_legend, play, plot_angles, plot_errors,
+                          plot_lines, plot_map, plot_positions_3d, plot_power_map, plot_room,
                           plot_trajectory)
 
 SIZE, MICS = [6.0, 5.0, 3.0], torch.tensor([[0.0, 1, 1], [6, 2, 1]])
@@ -44,6 +46,76 @@ def test_positions_are_joined_in_order_in_every_type():
         assert ((np.abs(edges[:, 0] - edges[:, 1]) > 0).sum(-1) == 1).all()
         assert (sorted(np.linalg.norm(edges[:, 0] - edges[:, 1], axis=-1))
                 == [3.0] * 4 + [5.0] * 4 + [6.0] * 4)
+
+
+def legend_of(fig): return [t.get_text() for t in fig.axes[0].get_legend().get_texts()]
+
+
+def test_a_top_view_tells_heights_and_numbers():
+    mics = [[0, 0, 1.2], [6, 0, 1.2], [3, 5, 2.0], [3, 2, 0], [3, 2, 3.0]]
+    fig = rendered(plot_room(SIZE, mics, TRUTH[:1], {"found": TRUTH[1]}))
+    assert legend_of(fig) == ["microphone, 1.20 to 2.00 m high", "microphone on the floor",
+                              "microphone on the ceiling", "talker, 1.00 m high", "found"]
+    places = {line.get_label(): line.get_xydata().tolist() for line in fig.axes[0].lines}
+    assert places["microphone on the floor"] == places["microphone on the ceiling"] == [[3, 2]]
+    # those above one another share a label
+    assert sorted(t.get_text() for t in fig.axes[0].texts) == ["0", "1", "2", "3, 4"]
+    flat = rendered(plot_room([4, 3], [[1, 1], [1.05, 1]], [2, 2]))
+    assert legend_of(flat) == ["microphone", "talker"] and not flat.axes[0].texts  # too close
+
+
+def test_a_single_line_keeps_its_label():
+    alone = lambda **k: plot_lines([1, 2], {"falling": [2, 1]}, "time (s)", "error (m)", **k)
+    assert alone().axes[0].get_title() == "falling" and alone().axes[0].get_legend() is None
+    titled = alone(title="One night")
+    assert titled.axes[0].get_title() == "One night" and legend_of(titled) == ["falling"]
+    assert plot_lines([1], {"": [1]}, "x", "y", title="no name").axes[0].get_legend() is None
+
+
+def test_a_legend_covers_no_line():
+    fig, ax = new_figure()
+    for k in range(60): ax.plot([0, 1], [k, k], label="line" if k == 0 else None)  # a full picture
+    place_legend(ax)
+    rendered(fig)
+    assert ax.get_legend().get_window_extent().x0 >= ax.get_window_extent().x1
+
+
+def test_a_map_marks_what_it_is_told():
+    fig = rendered(plot_map(np.ones((3, 4)), SIZE, "power", MICS, sources=TRUTH, estimates=[1, 2]))
+    marks = {line.get_label(): line.get_xydata().tolist() for line in fig.axes[0].lines}
+    assert marks["talker"] == TRUTH[:, :2].tolist() and marks["found"] == [[1, 2]]
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["microphone", "talker", "found"]
+
+
+def test_a_dragged_point_may_be_whole_and_an_error_is_seen():
+    def update(mics, source):
+        if source[0] > 4: raise ValueError("too far")
+        return [{"points": torch.linalg.eigh(mics.T @ mics)[1].tolist()}], f"at {source.tolist()}"
+    pad = DragRoom([5, 4], [[0, 0], [5, 0], [2, 4]], [2, 1], update)
+    pad.source = [3, 2]  # a browser sends whole numbers for whole metres
+    assert pad.note == "at [3.0, 2.0]" and pad.curves
+    pad.mics = [[1, 0], [5, 0], [2, 4]]
+    pad.source = [5, 2]
+    assert pad.note == "ValueError: too far" and pad.curves == []
+    pad.source = [1, 2]  # and it goes on
+    assert pad.note == "at [1.0, 2.0]" and pad.curves
+    with pytest.raises(ValueError, match="too far"): DragRoom([5, 4], [[0, 0]], [5, 1], update)
+
+
+def heard(player): return soundfile.read(io.BytesIO(player.data))
+
+
+def test_what_is_played_is_what_was_given():
+    time = np.arange(8000) / 8000
+    left = np.sin(2 * np.pi * 440 * time)
+    sound, rate = heard(play(np.stack([left, 0.5 * left]), 8000))
+    assert rate == 8000 and sound.shape == (8000, 2)
+    levels = np.abs(sound[1000:7000]).max(0)
+    np.testing.assert_allclose(levels, [0.7, 0.35], atol=0.05)  # one gain for both ears
+    assert np.abs(np.fft.rfft(sound[:, 0])).argmax() == 440
+    quiet, _ = heard(play(torch.from_numpy(0.1 * left), 8000, peak=None))
+    np.testing.assert_allclose(np.abs(quiet).max(), 0.1, atol=0.02)
+    assert not heard(play([0] * 800, 8000))[0].any()  # silence stays silence
 
 
 def test_errors_are_all_counted_and_marked():
@@ -142,10 +214,19 @@ def test_map_marks_truth_and_estimates_and_keeps_areas():
 
 
 @pytest.mark.parametrize("call, words", [
-    (lambda: plot_positions_3d([6.0, 5], MICS, TRUTH, TRUTH), "size="),
+    (lambda: plot_positions_3d([6.0, 5], MICS, TRUTH, TRUTH), "size: shape"),
+    (lambda: plot_room(SIZE, [1.0, 2, 3, 4], TRUTH), "mics: shape"),
+    (lambda: plot_room(SIZE, MICS * math.nan, TRUTH), "mics: nan"),
+    (lambda: plot_map(np.ones((3, 4)), SIZE, "power", sources=TRUTH / 0), "sources: inf"),
+    (lambda: play(torch.zeros(3, 100), 16000), "audio: shape"),
+    (lambda: play([0.0], 16000), "audio: has 1 samples"),
+    (lambda: play([0.0, math.nan], 16000), "audio: nan"),
+    (lambda: play([0.0, 2.0], 16000, peak=None), "audio: peak 2"),
+    (lambda: play([0.0, 1.0], 0), "fs=0"),
+    (lambda: play(np.random.default_rng(0).standard_normal((2, 160_000)), 16000), "play less"),
     (lambda: plot_positions_3d(SIZE, MICS[:, :2], TRUTH, TRUTH), "mics: shape"),
     (lambda: plot_positions_3d(SIZE, MICS, TRUTH, TRUTH[:2]), "estimates: 2 rows, must be 3"),
-    (lambda: plot_positions_3d(SIZE, MICS, TRUTH, TRUTH / 0), "estimates: 9 numbers"),
+    (lambda: plot_positions_3d(SIZE, MICS, TRUTH, TRUTH / 0), "estimates: inf"),
     (lambda: plot_errors([], "m"), "errors: 0 values"),
     (lambda: plot_errors([-1.0], "m"), "errors: 1 values"),
     (lambda: plot_errors([math.nan], "m"), "errors"),
@@ -156,6 +237,11 @@ def test_map_marks_truth_and_estimates_and_keeps_areas():
     (lambda: plot_angles(T, TRUTH, TRUTH[:2]), "estimates: 2 frames"),
     (lambda: plot_angles(T, TRUTH[:, :2], TRUTH), "truth: shape"),
     (lambda: plot_angles(T, TRUTH * math.nan, TRUTH), "truth: directions"),
+    (lambda: plot_angles(T, 0 * TRUTH, TRUTH), "truth: .* is zero"),
+    (lambda: plot_angles(T, TRUTH, 0 * TRUTH), "estimates: .* is zero"),
+    (lambda: plot_power_map(torch.ones(2), torch.zeros(2), torch.zeros(2), truth=[0.0, 0, 0]),
+     "truth: .* is zero"),
+    (lambda: DragRoom([5, 4], [[0, 0, 0]], [1, 1], lambda m, s: ([], "")), "mics: shape"),
     (lambda: plot_power_map(torch.ones(3, 4), torch.zeros(3), torch.zeros(4)), "power: shape"),
     (lambda: plot_power_map(torch.ones(5), torch.zeros(4), torch.zeros(5)), "power: shape"),
     (lambda: plot_power_map(torch.ones(2), torch.zeros(2), torch.tensor([0.0, 45.0])), "radians"),

@@ -2,8 +2,10 @@
 
 `python tests/train_once.py kill FOLDER`: every run of `KILLED` in a child of its own, each killed
 by SIGKILL.
-`torchrun --nproc_per_node 2 tests/train_once.py several FOLDER`: runs that two processes share."""
-import os, signal, sys, time
+`python tests/train_once.py several FOLDER`: the same runs by one process and by two, which find one
+another as torchrun's do.
+The children are forked from a process that has everything imported: that is what costs."""
+import functools, os, signal, socket, sys, time, traceback
 from pathlib import Path
 
 import torch
@@ -61,10 +63,10 @@ def kill_at(kind, count):
     calls = iter(range(1, 10**6))
     blow = lambda: next(calls) == count and os.kill(os.getpid(), signal.SIGKILL)
     if kind == "loss":
+        @functools.wraps(loss)  # the same loss, as far as a run can tell
         def deadly(model, batch, epoch):
             if model.training: blow()
             return loss(model, batch, epoch)
-        deadly.__qualname__ = loss.__qualname__
         return deadly
     replace = os.replace
     def deadly_replace(source, target):
@@ -74,19 +76,37 @@ def kill_at(kind, count):
     return loss
 
 
+def fork(action):
+    "The number of a child that performs the action and ends."
+    child = os.fork()
+    if child: return child
+    try: action()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
 def main(action, folder):
+    train(None, epochs=1)  # imports and sets up what every run needs
     if action == "kill":
         for schedule, kind, count in KILLED:
-            child = os.fork()
-            if child: print(schedule, kind, count, os.WTERMSIG(os.waitpid(child, 0)[1]), flush=True)
-            else:
-                train(Path(folder, f"{schedule}-{kind}-{count}"), schedule,
-                      loss=kill_at(kind, count))
-                os._exit(0)
-    else:
-        several(Path(folder), int(os.environ.get("RANK", 0)))
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()  # close the connections in order
+            child = fork(lambda: train(folder / f"{schedule}-{kind}-{count}", schedule,
+                                       loss=kill_at(kind, count)))
+            print(schedule, kind, count, os.WTERMSIG(os.waitpid(child, 0)[1]), flush=True)
+        return
+    several(folder / "one", 0)
+    with socket.create_server(("127.0.0.1", 0)) as s: port = s.getsockname()[1]
+    children = [fork(lambda: one_of_two(folder / "two", rank, port)) for rank in range(2)]
+    if any(os.waitpid(child, 0)[1] for child in children): sys.exit("a child failed")
+
+
+def one_of_two(folder, rank, port):
+    "What torchrun arranges for each of two processes on this machine."
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+                   "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    several(folder, rank)
+    torch.distributed.destroy_process_group()  # close the connections in order
 
 
 def several(folder, rank):
@@ -112,4 +132,4 @@ def several(folder, rank):
     except training.NonFiniteLoss as e: (folder / f"message{rank}.txt").write_text(str(e))
 
 
-if __name__ == "__main__": main(*sys.argv[1:])
+if __name__ == "__main__": main(sys.argv[1], Path(sys.argv[2]))

@@ -9,10 +9,11 @@ __all__ = ['SCHEDULES', 'PRECISIONS', 'Cosine', 'Exponential', 'Plateau', 'Histo
            'plot_history', 'NonFiniteLoss', 'Checkpoint', 'load_checkpoint', 'fit']
 
 # %% ../../nbs/03_workshop/08_training.ipynb #ff80751c
-import csv, difflib, hashlib, json, math, os, random, re, sys, time
+import ast, csv, difflib, functools, hashlib, inspect, json, math, os, random, re, sys, textwrap
+import time, warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 import numpy as np
@@ -22,9 +23,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from ..settings import check_seed, torch_device
+from ..arguments import as_device, as_path, as_seed, choice, count, door, number
+from ..settings import torch_device
 
-# %% ../../nbs/03_workshop/08_training.ipynb #346352b8
+# %% ../../nbs/03_workshop/08_training.ipynb #d0f12480
 class _Step(nn.Module):
     "Model and loss as one module: a batch in, a dictionary of means out."
     def __init__(self, model: nn.Module, loss: Callable):
@@ -125,6 +127,17 @@ def _generators(loader: DataLoader) -> list[torch.Generator]:
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 # %% ../../nbs/03_workshop/08_training.ipynb #020ad388
+def _examples(dataset, most: int = 8) -> list:
+    "A few examples from all over a dataset, the same in every run of the same data."
+    n = len(dataset)
+    indices = sorted({round(k * (n - 1) / (most - 1)) for k in range(most)} if n else ())
+    held = getattr(dataset, "__dict__", {}).values()
+    own = [(g, g.get_state()) for g in held if isinstance(g, torch.Generator)]
+    try: return _Seeded(dataset).__getitems__((_derive("examples"), indices))
+    finally:
+        for generator, state in own: generator.set_state(state)
+
+# %% ../../nbs/03_workshop/08_training.ipynb #a880d839
 _LOADING = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn",
             "multiprocessing_context", "prefetch_factor", "persistent_workers")
 
@@ -190,7 +203,7 @@ class Cosine:
 @dataclass(frozen=True)
 class Exponential:
     "Decay by a constant factor, equation (4), step by step."
-    decay: float = 0.95  # an epoch
+    decay: float = 0.95  # per epoch
 
     def __post_init__(self):
         if not 0 < self.decay <= 1: raise ValueError(f"{self}: decay must be above 0 and at most 1")
@@ -205,7 +218,7 @@ class Exponential:
 class Plateau:
     "Cut the learning rate where nothing improves."
     cut: float = 0.1  # factor of the learning rate
-    patience: int = 10  # epochs without a better value that are put up with
+    patience: int = 10  # epochs without a better value before a cut
     floor: float = 0.0  # no cut goes below this part of the first learning rate
 
     def __post_init__(self):
@@ -219,7 +232,8 @@ SCHEDULES = {"cosine": Cosine, "exponential": Exponential, "plateau": Plateau}
 @dataclass
 class History:
     "What happened in every epoch of a run."
-    table: pd.DataFrame  # a row an epoch: epoch, train_loss, valid_loss, other parts and metrics, lr, seconds
+    # a row per epoch: epoch, train_loss, valid_loss, other parts and metrics, lr, seconds
+    table: pd.DataFrame
     best: str = "train_loss"  # the column that decided
     best_epoch: int = 0  # 0 where no value was a number
     stopped: str = ""  # why the run ended
@@ -250,10 +264,10 @@ def _write_json(path: Path, values: dict) -> None:
            lambda p: p.write_text(json.dumps(values, indent=1, default=str), encoding="utf-8"))
 
 # %% ../../nbs/03_workshop/08_training.ipynb #3265733a
+@door(path=as_path)
 def save_history(history: History,
                  path: str | Path) -> None:  # ends in .csv (the table alone) or .json
     "Store a history. Raises `ValueError` for another ending."
-    path = Path(path)
     if path.suffix == ".csv": _write(path, lambda p: history.table.to_csv(p, index=False))
     elif path.suffix == ".json":
         values = {"best": history.best, "best_epoch": history.best_epoch,
@@ -262,9 +276,9 @@ def save_history(history: History,
     else: raise ValueError(f"path={str(path)!r}: must end in .csv or .json")
 
 # %% ../../nbs/03_workshop/08_training.ipynb #d2dfab0f
+@door(path=as_path)
 def load_history(path: str | Path) -> History:
     "The history that `save_history` stored. Raises `ValueError` for another ending."
-    path = Path(path)
     if path.suffix == ".csv":
         # Python's float is exact, pandas' own reading need not be
         with open(path, newline="", encoding="utf-8") as f:
@@ -278,7 +292,7 @@ def load_history(path: str | Path) -> History:
 # %% ../../nbs/03_workshop/08_training.ipynb #6ff74197
 def plot_history(history: History):
     "Losses (left) and all other measures (right) over epochs; a dotted line marks the best epoch."
-    from ssl_nb.plots import new_figure
+    from ssl_nb.plots import new_figure, place_legend
     table = history.table
     losses = [c for c in ("train_loss", "valid_loss") if c in table]
     others = [c for c in table if c not in (*losses, "epoch", "lr", "seconds")]
@@ -289,7 +303,7 @@ def plot_history(history: History):
         if history.best_epoch: ax.axvline(history.best_epoch, color="k", ls=":", lw=1)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set_xlabel("epoch")
-        ax.legend()
+        place_legend(ax)
     axes[0, 0].set_ylabel("loss")
     if others: axes[0, 1].set_ylabel("value")
     return fig
@@ -458,6 +472,7 @@ class Checkpoint:
     settings: dict  # of the run
 
 # %% ../../nbs/03_workshop/08_training.ipynb #8277419b
+@door(folder=as_path, which=choice("best", "last"))
 def load_checkpoint(folder: str | Path,  # as given to `fit`
                     model: nn.Module | None = None,  # put the weights in here
                     which: str = "best",  # best or last
@@ -465,14 +480,13 @@ def load_checkpoint(folder: str | Path,  # as given to `fit`
     """The weights and history of a run, on the CPU; `model` stays on its device.
 
     Raises `FileNotFoundError`, or `ValueError` for a damaged file or a model of another shape."""
-    if which not in ("best", "last"): raise ValueError(f"which={which!r}: must be best or last")
-    groups, plain = _read(Path(folder))
+    groups, plain = _read(folder)
     memory, settings = _Memory(**plain["memory"]), plain["settings"]
     weights = {k.removeprefix("model."): v
                for k, v in groups["best" if which == "best" else "weights"].items()
                                          if k.startswith("model.")}
     if model is not None:
-        _refuse(Path(folder), _shape_differences(weights, model.state_dict()))
+        _refuse(folder, _shape_differences(weights, model.state_dict()))
         model.load_state_dict(weights)
     history = History(pd.DataFrame(memory.rows), settings["best"], memory.best_epoch,
                       memory.stopped)
@@ -517,14 +531,82 @@ def _name(thing: Any) -> str:
             else getattr(thing, "__qualname__", type(thing).__qualname__))
 
 # %% ../../nbs/03_workshop/08_training.ipynb #e4247314
-def _about_loader(batches: _Batches | None) -> dict | None:
-    if batches is None: return None
-    loader = batches.loader
-    return {"examples": len(loader.dataset), "batches": len(batches),
-            "batch_size": getattr(loader.batch_sampler, "batch_size", None),
-            "sampler": type(loader.sampler).__name__}
+def _feed(hashed, value) -> None:
+    "Add a nested value to a hash: tensors, arrays, numbers and texts; of other things the type."
+    for name, leaf in _leaves(value):
+        if isinstance(leaf, Tensor): leaf = leaf.detach().cpu().contiguous()
+        if isinstance(leaf, Tensor) and leaf.dtype == torch.bfloat16: leaf = leaf.float()
+        plain = isinstance(leaf, (Tensor, np.ndarray)) and getattr(leaf, "dtype", None) != object
+        kind = f"{leaf.dtype} {tuple(leaf.shape)}" if plain else type(leaf).__qualname__
+        hashed.update(f"|{name} {kind} ".encode())
+        if plain: hashed.update(np.asarray(leaf).tobytes())
+        elif leaf is None or isinstance(leaf, (bool, int, float, complex, str, bytes)):
+            hashed.update(repr(leaf).encode())
+
+def _fingerprint(value) -> str:
+    hashed = hashlib.sha256()
+    _feed(hashed, value)
+    return hashed.hexdigest()[:16]
 
 # %% ../../nbs/03_workshop/08_training.ipynb #9084162c
+def _source(function) -> str | None:
+    "The source of a function without comments and layout; None where it cannot be read."
+    try: text = textwrap.dedent(inspect.getsource(function))
+    except (OSError, TypeError): return None
+    try: return ast.unparse(ast.parse(text))
+    except SyntaxError: return " ".join(text.split())  # a lambda in the middle of a line
+
+def _constant(value, depth: int):
+    "What a fingerprint takes of a value that a function closes over."
+    if isinstance(value, (bool, int, float, complex, str, bytes, Tensor, type(None))): return value
+    if isinstance(value, tuple): return tuple(_constant(v, depth) for v in value)
+    if isinstance(value, nn.Module): return _name(value)
+    if is_dataclass(value) and type(value).__dataclass_params__.frozen: return repr(value)
+    if callable(value) and depth: return _parts_of(value, depth - 1)
+    return type(value).__qualname__
+
+# %% ../../nbs/03_workshop/08_training.ipynb #ddfba6e5
+def _closed_over(function) -> list:
+    "What a function closes over, and its default values."
+    found = list(getattr(function, "__defaults__", None) or ())
+    for cell in getattr(function, "__closure__", None) or ():
+        try: found.append(cell.cell_contents)
+        except ValueError: pass  # not yet bound
+    return found
+
+def _parts_of(loss: Callable, depth: int = 2):
+    "The source and the constants of a loss."
+    loss = inspect.unwrap(loss)
+    if isinstance(loss, functools.partial):
+        return [_parts_of(loss.func, depth), _constant(loss.args, depth),
+                {k: _constant(v, depth) for k, v in loss.keywords.items()}]
+    owner, function = getattr(loss, "__self__", None), getattr(loss, "__func__", loss)
+    if not inspect.isfunction(function):  # an object that can be called
+        owner = loss
+        function = type(loss).forward if isinstance(loss, nn.Module) else type(loss).__call__
+    kept = {} if isinstance(owner, nn.Module) else getattr(owner, "__dict__", {})
+    return [_source(function) or getattr(function, "__qualname__", ""), type(owner).__qualname__,
+            [_constant(v, depth) for v in _closed_over(function)],
+            {k: _constant(v, 0) for k, v in kept.items()}]
+
+# %% ../../nbs/03_workshop/08_training.ipynb #6ec9250c
+def _loss_fingerprint(loss: Callable) -> str | None:
+    "None for a function that was given another's name: its author says that it is the same."
+    loss = inspect.unwrap(loss)
+    renamed = inspect.isfunction(loss) and loss.__qualname__.split(".")[-1] != loss.__code__.co_name
+    return None if renamed else _fingerprint(_parts_of(loss))
+
+# %% ../../nbs/03_workshop/08_training.ipynb #98769f43
+def _about_loader(batches: _Batches | None, look: bool) -> dict | None:
+    "What is known of a loader; `look`: into its data, too."
+    if batches is None: return None
+    loader = batches.loader
+    about = {"examples": len(loader.dataset), "batches": len(batches),
+             "batch_size": getattr(loader.batch_sampler, "batch_size", None),
+             "sampler": type(loader.sampler).__name__}
+    return about | ({"fingerprint": _fingerprint(_examples(loader.dataset))} if look else {})
+
+# %% ../../nbs/03_workshop/08_training.ipynb #1fd32e07
 def _settings(run: _Run, precision: str, seed: int) -> dict:
     "All that decides the result of a run, as JSON would give it back."
     schedule = ({"name": type(run.schedule).__name__, **asdict(run.schedule)} if run.schedule
@@ -537,21 +619,34 @@ def _settings(run: _Run, precision: str, seed: int) -> dict:
     settings = {"seed": seed, "precision": precision, **options,
                 "optimizer": optimizer, "schedule": schedule, "loss": _name(run.step.loss),
                 "metrics": {name: _name(fn) for name, fn in run.metrics.items()},
-                "processes": run.accelerator.num_processes, "train": _about_loader(run.train),
-                "valid": _about_loader(run.valid), "model": _name(run.step.model)}
+                "processes": run.accelerator.num_processes, "model": _name(run.step.model)}
+    look = run.folder is not None  # else nobody will ever compare
+    settings |= {"train": _about_loader(run.train, look), "valid": _about_loader(run.valid, look)}
+    if look: settings["loss_fingerprint"] = _loss_fingerprint(run.step.loss)
     return json.loads(json.dumps(settings, default=str))
 
-# %% ../../nbs/03_workshop/08_training.ipynb #ddfba6e5
+def _comparable(old: dict, new: dict) -> dict:
+    "The new settings; of fingerprints only those that both have."
+    unknown = lambda k, v: "fingerprint" in k and (v is None or old.get(k) is None)
+    return {k: old.get(k) if unknown(k, v) else _comparable(old[k], v)
+            if isinstance(v, dict) and isinstance(old.get(k), dict) else v
+            for k, v in new.items() if k in old or not unknown(k, v)}
+
+# %% ../../nbs/03_workshop/08_training.ipynb #def20a15
 def _resume(run: _Run, settings: dict) -> None:
     "Put a checkpoint's state into a run. Raises `ValueError` that names what differs."
     groups, plain = _read(run.folder)
-    _refuse(run.folder, _differences(plain["settings"], settings)
+    then = plain["settings"]
+    _refuse(run.folder, _differences(then, _comparable(then, settings))
                         + _shape_differences(groups["weights"], run.step.state_dict()))
     run.memory, run.best_weights = _Memory(**plain["memory"]), groups["best"]
     run.step.load_state_dict(groups["weights"])
     _restore_optimizer(run.optimizer, groups["optimizer"] | plain["optimizer"])
     if plain["scaler"]: run.accelerator.scaler.load_state_dict(plain["scaler"])
     _restore_random(run, groups["random"], plain["random"])
+    if run.accelerator.is_main_process and run.memory.rows:
+        # a run that was killed between the checkpoint and the table left it a row short
+        save_history(run.history(), run.folder / "history.csv")
 
 # %% ../../nbs/03_workshop/08_training.ipynb #6b649c23
 def _set_rate(run: _Run, t: float, dt: float) -> None:
@@ -572,9 +667,8 @@ def _demand_finite(run: _Run, value: Tensor, what: str, batch: Any, indices: lis
              "indices": [i if isinstance(i, int) else str(i) for i in indices]}
     if math.isfinite(own): saved = "it happened on another process"
     elif run.folder is not None:
-        saved = (f"the batch is saved as "
-                 f"{run.folder / _save_batch(run.folder, run.accelerator.process_index, batch, about)}.safetensors "
-                 f"and .json")
+        name = _save_batch(run.folder, run.accelerator.process_index, batch, about)
+        saved = f"the batch is saved as {run.folder / name}.safetensors and .json"
     raise NonFiniteLoss(f"{what} is {own} in epoch {epoch}, step {step}, examples {indices}; "
                         f"{saved}", epoch, step, indices)
 
@@ -669,7 +763,7 @@ def _epoch(run: _Run, epoch: int, bar) -> dict:
 # %% ../../nbs/03_workshop/08_training.ipynb #bd0b9470
 PRECISIONS = ("no", "bf16", "fp16")
 
-def _accelerator(precision: str, device: str | None):
+def _accelerator(precision: str, device: str | torch.device | None):
     """A fresh accelerator: its library keeps one for the whole process, with the first caller's
     precision."""
     from accelerate import Accelerator
@@ -682,22 +776,60 @@ def _accelerator(precision: str, device: str | None):
         raise ValueError("precision='fp16': needs a GPU; a processor has bf16")
     return Accelerator(mixed_precision=precision, cpu=cpu)
 
+# %% ../../nbs/03_workshop/08_training.ipynb #5c0d01ef
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+
+def _wrong_layers(run: _Run, batch) -> list[str]:
+    "Layers whose outputs in half precision are off by more than a quarter, with their errors."
+    wrong = {}
+    def compare(name, layer, inputs, output):
+        with torch.autocast("cpu", enabled=False):
+            exact = type(layer).forward(layer, *(x.to(layer.weight.dtype) for x in inputs))
+        error = float((output.to(exact.dtype) - exact).norm() / exact.norm().clamp(min=1e-12))
+        if exact.isfinite().all() and not error < 0.25:
+            wrong[name] = f"{name} (relative error {error:.2g})"
+    hooks = [layer.register_forward_hook(lambda layer, x, y, name=name: compare(name, layer, x, y))
+             for name, layer in run.step.model.named_modules() if isinstance(layer, _LAYERS)]
+    run.step.eval()
+    try:
+        with torch.no_grad(), _seeded(0), run.accelerator.autocast(): run.step(batch, 1)
+    finally:
+        for hook in hooks: hook.remove()
+    return list(wrong.values())
+
+# %% ../../nbs/03_workshop/08_training.ipynb #4a43e889
+@contextmanager
+def _without_onednn():
+    "A block that computes without oneDNN."
+    flags = torch.backends.mkldnn.flags(enabled=False)
+    def quietly(action, *arguments):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about TF32, which nobody asked for
+            action(*arguments)
+    quietly(flags.__enter__)
+    try: yield
+    finally: quietly(flags.__exit__, None, None, None)
+
+# %% ../../nbs/03_workshop/08_training.ipynb #e86f62e1
+def _sound(run: _Run):
+    """The context in which this machine computes right in the wanted precision. Raises `ValueError`
+    where there is none."""
+    half = run.accelerator.mixed_precision == "bf16" and run.accelerator.device.type == "cpu"
+    if not half: return nullcontext()
+    batch = run.train.loader.collate_fn(_examples(run.train.loader.dataset))
+    wrong = _wrong_layers(run, batch)
+    if not wrong: return nullcontext()
+    with _without_onednn(): still = _wrong_layers(run, batch)
+    if still:
+        raise ValueError(f"precision='bf16': this processor computes {', '.join(still)} wrongly; "
+                         f"use precision='no'")
+    warnings.warn(f"precision='bf16': this processor computes {', '.join(wrong)} wrongly by "
+                  f"oneDNN, so the run goes on without it", stacklevel=6)
+    return _without_onednn()
+
 # %% ../../nbs/03_workshop/08_training.ipynb #993f4360
-def _check(epochs, lr, optimizer, metrics, valid, mode, patience, clip, accumulate, precision,
-           resume, keep, folder) -> None:
-    "Refuse bad arguments of `fit` by name."
-    whole = {"epochs": (epochs, 1), "accumulate": (accumulate, 1),
-             "patience": (1 if patience is None else patience, 1)}
-    for name, (value, least) in whole.items():
-        if not value >= least: raise ValueError(f"{name}={value}: must be at least {least}")
-    for name, value in {"lr": lr, "clip": clip}.items():
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name}={value}: must be positive and finite")
-    choices = {"mode": (mode, ("min", "max")), "precision": (precision, PRECISIONS),
-               "resume": (resume, (True, False, "auto")), "keep": (keep, ("best", "last"))}
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise ValueError(f"{name}={value!r}: must be one of {', '.join(map(str, allowed))}")
+def _check(lr, optimizer, metrics, valid, resume, folder) -> None:
+    "Refuse arguments of `fit` that do not go together."
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError("optimizer: LBFGS asks for the loss several times a step, fit computes it "
                          "once")
@@ -759,46 +891,53 @@ def _prepare(model, train, valid, loss, accelerator, optimizer, lr, weight_decay
     return run
 
 # %% ../../nbs/03_workshop/08_training.ipynb #5ff31da6
+@door(epochs=count(), lr=number(above=0), weight_decay=number(least=0), mode=choice("min", "max"),
+      patience=count(), clip=number(above=0), accumulate=count(), precision=choice(*PRECISIONS),
+      folder=as_path, resume=choice(True, False, "auto"), keep=choice("best", "last"),
+      seed=as_seed, device=as_device)
 def fit(
     model: nn.Module,  # changed in place
-    train: DataLoader,
-    valid: DataLoader | None,  # batches: tuples, lists or dictionaries of tensors
-    loss: Callable,  # loss(model, batch, epoch) -> mean over the batch, or a dictionary of means with an entry "loss"
+    train: DataLoader,  # batches: tuples, lists or dictionaries of tensors
+    valid: DataLoader | None,
+    loss: Callable,  # loss(model, batch, epoch) -> mean over the batch, or a dictionary with "loss"
     epochs: int = 10, lr: float | None = None,  # of AdamW; 1e-3 if None
     weight_decay: float = 0.01,  # of AdamW
     optimizer: torch.optim.Optimizer | None = None,  # instead of AdamW
-    schedule: str | Cosine | Exponential | Plateau | None = None,  # a name stands for the class's default values
-    metrics: dict[str, Callable] | None = None,  # name -> metric(model, batch), measured on the validation examples
-    best: str | None = None,  # the column of the history that decides; the validation loss if None
+    schedule: str | Cosine | Exponential | Plateau | None = None,  # a name: with default values
+    metrics: dict[str, Callable] | None = None,  # name -> metric(model, batch), on valid
+    best: str | None = None,  # column of the history that decides; the validation loss if None
     mode: str = "min",  # whether less (min) or more (max) of it is better
     patience: int | None = None,  # stop after so many epochs without a better value
     clip: float | None = None,  # largest norm of the gradient
     accumulate: int = 1,  # batches to a step
     precision: str = "no",  # mixed precision: no, bf16 or fp16
     folder: str | Path | None = None,  # for checkpoint and history; nothing is saved if None
-    resume: bool | str = "auto",  # go on with the folder's run: True (it must be there), False (start anew) or auto
+    resume: bool | str = "auto",  # go on with the folder's run: True (must), False (anew) or auto
     keep: str = "best",  # weights that the model ends with: best or last
-    seed: int = 0,  # of order, dropout and all other chance; the loaders' own generators are seeded with it, too
-    device: str | None = None,  # auto, cpu, cuda or mps; the settings' if None
-    progress: bool = True,  # show a bar (never under IN_TEST)
-    ) -> History:
+    seed: int = 0,  # of order, dropout and all other chance; the loaders' generators get it, too
+    device: str | torch.device | None = None,  # auto, cpu, cuda or mps; the settings' if None
+    progress: bool = True) -> History:  # show a bar (never under IN_TEST)
     """Train a model; it ends in evaluation mode on its device, with the best weights.
 
     Raises `ValueError` for bad arguments and a folder of another run, `NonFiniteLoss` where a loss
     or gradient is no number."""
-    _check(epochs, lr, optimizer, metrics, valid, mode, patience, clip, accumulate, precision,
-           resume, keep, folder)
+    _check(lr, optimizer, metrics, valid, resume, folder)
     options = {"best": best or ("train_loss" if valid is None else "valid_loss"), "mode": mode,
                "patience": patience, "clip": clip, "accumulate": accumulate, "epochs": epochs}
-    accelerator = _accelerator(precision, device)
-    # the caller's generators are left as they were
-    with _seeded(check_seed(seed), accelerator.device):
-        run = _prepare(model, train, valid, loss, accelerator, optimizer, lr, weight_decay, seed,
-                       schedule=_schedule(schedule), metrics=metrics or {},
-                       options=options, folder=Path(folder) if folder is not None else None)
-        return _start(run, _settings(run, precision, seed), resume, keep, progress)
+    run = dict(schedule=_schedule(schedule), metrics=metrics or {}, options=options, folder=folder)
+    return _fit(model, train, valid, loss, _accelerator(precision, device), optimizer, lr,
+                weight_decay, seed, run, precision, resume, keep, progress)
 
 # %% ../../nbs/03_workshop/08_training.ipynb #6d359cc5
+def _fit(model, train, valid, loss, accelerator, optimizer, lr, weight_decay, seed, parts,
+         precision, resume, keep, progress) -> History:
+    "The run behind `fit`; the caller's generators are left as they were."
+    with _seeded(seed, accelerator.device):
+        run = _prepare(model, train, valid, loss, accelerator, optimizer, lr, weight_decay, seed,
+                       **parts)
+        return _start(run, _settings(run, precision, seed), resume, keep, progress)
+
+# %% ../../nbs/03_workshop/08_training.ipynb #f0b180d0
 def _start(run: _Run, settings: dict, resume: bool | str, keep: str, progress: bool) -> History:
     "Begin or go on, and end with the weights that were asked for."
     from tqdm import tqdm
@@ -814,7 +953,7 @@ def _start(run: _Run, settings: dict, resume: bool | str, keep: str, progress: b
     with tqdm(total=run.options["epochs"] * len(run.train),
               initial=run.memory.epoch * len(run.train), disable=hidden, file=sys.stderr) as bar:
         bar.results = {}
-        _loop(run, settings, bar)
+        with _sound(run): _loop(run, settings, bar)
     if keep == "best" and run.memory.best_epoch: run.step.load_state_dict(run.best_weights)
     run.step.eval()
     return run.history()
