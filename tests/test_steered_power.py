@@ -21,6 +21,9 @@ from ssl_nb.classical.steered_power import (Grid, SteeredPower, direction_grid, 
 FS, HEAD = 16000, robot_head_array()
 
 
+COARSE = pytest.mark.filterwarnings("ignore:grid. .* is coarse")
+
+
 def seeded(seed): return torch.Generator().manual_seed(seed)
 
 
@@ -318,6 +321,7 @@ def test_the_search_finds_what_the_whole_fine_map_finds():
                                rtol=0, atol=1e-2)
 
 
+@COARSE
 def test_the_search_keeps_the_dimensions_of_its_grid():
     ring, flat = direction_grid(36, 1, (10.0, 50.0)), circular_array(6, 0.06)
     towards = to_direction(torch.linspace(-3, 3, 12), torch.tensor(math.radians(30)))
@@ -345,6 +349,7 @@ def test_candidates_that_climb_to_one_peak_count_once():
             and found.power[0].tolist() == [4.0, 3.0, -math.inf])
 
 
+@COARSE
 def test_the_search_stays_in_the_room():
     grid = position_grid((4.0, 3.0, 2.5), 0.5, margin=0.5)
     found = locate(SteeredPower(wall_array((4.0, 3.0, 2.5), seeded(40)), grid, FS),
@@ -352,6 +357,7 @@ def test_the_search_stays_in_the_room():
     assert (found >= 0.5 - 1e-5).all() and (found <= torch.tensor([3.5, 2.5, 2.0]) + 1e-5).all()
 
 
+@COARSE
 def test_following_several_candidates_helps_a_coarse_grid(monkeypatch):
     room = Room((6.0, 5.0, 3.0))
     mics, sources = (wall_array(room.size, seeded(3)), torch.rand(60, 3, generator=seeded(42))
@@ -411,6 +417,85 @@ def test_music_finds_two_sources_on_either_kind_of_grid(near):
         errors = angular_error(peaks.points[0][:, None], truth)
     limit = 0.1 if near else grid.spacing
     assert min(errors.diagonal().max(), errors.flip(0).diagonal().max()) < limit
+
+
+# --- mirror images, silence, coarse grids --------------------------------------------------------
+
+RING = circular_array(6, 0.05)
+MIRRORED = pytest.mark.parametrize("grid", [sphere_grid(4.0), direction_grid(90, 45)],
+                                   ids=["spiral", "rectangle"])
+
+
+def worst_of_two(found, truth):
+    errors = angular_error(found[:, None], truth).rad2deg()
+    return min(errors.diagonal().max(), errors.flip(0).diagonal().max())
+
+
+@MIRRORED
+def test_two_talkers_and_not_their_mirror_images_are_found_by_a_ring(grid):
+    truth = to_direction(*torch.deg2rad(torch.tensor([[60.0, -100.0], [20.0, 10.0]])))
+    audio = sum(plane_waves(RING, truth[k:k + 1], 16000, 60 + k)[0] for k in range(2))
+    steered = SteeredPower(RING, grid, FS)
+    with pytest.warns(UserWarning, match="in a plane"): by_search = locate(steered, audio, 2)
+    with pytest.warns(UserWarning, match="in a plane"):
+        by_map = find_peaks(steered(audio), grid, 2, mics=RING)
+    with pytest.warns(UserWarning, match="in a plane"): by_music = music(audio, RING, FS, grid, 2)[1]
+    for found, limit in ((by_search, 3), (by_map, 6), (by_music, 6)):
+        assert worst_of_two(found.points, truth) < limit and (found.points[:, 2] > -0.02).all()
+
+
+def test_a_line_finds_the_angle_to_its_axis():
+    line, truth = linear_array(6, 0.04), directions(5, 62)
+    with pytest.warns(UserWarning, match="on a line"):
+        found = locate(SteeredPower(line, sphere_grid(4.0), FS), plane_waves(line, truth, 4096, 63))
+    axis = torch.nn.functional.normalize(line[1] - line[0], dim=0)
+    error = (found.points[:, 0] @ axis).arccos() - (truth @ axis).arccos()
+    assert error.rad2deg().abs().max() < 4
+    ring = direction_grid(120, 1)
+    level = torch.nn.functional.normalize(truth * torch.tensor([1.0, 1, 0]), dim=-1)
+    with pytest.warns(UserWarning, match="on a line"):
+        found = locate(SteeredPower(line, ring, FS), plane_waves(line, level, 4096, 64))
+    mirrored = found.points[:, 0] * torch.tensor([1.0, -1, 1])
+    errors = torch.stack([angular_error(p, level) for p in (found.points[:, 0], mirrored)]).amin(0)
+    assert errors.rad2deg().max() < 4
+
+
+def test_positions_behind_a_table_are_not_searched():
+    mics = torch.tensor([[1.0, 1, 1], [3, 1, 1], [1, 2, 1], [3, 2.2, 1], [2, 1.5, 1]])
+    source, grid = torch.tensor([2.6, 1.2, 1.45]), position_grid((4.0, 3.0, 2.0), 0.1)
+    audio = reverberate(torch.randn(6000, generator=seeded(65)),
+                        rirs(Room((4.0, 3.0, 2.0)), source, mics, FS, "anechoic"))[..., 1000:]
+    with pytest.warns(UserWarning, match="in a plane"):
+        found = locate(SteeredPower(mics, grid, FS, band=(100.0, 1500.0)), audio).points[0]
+    # a flat array tells heights worst
+    assert (found - source)[:2].norm() < 0.05 and abs(found[2] - source[2]) < 0.2
+
+
+@pytest.mark.parametrize("mics, grid", [
+    (RING, sphere_grid(5.0, upper=True)), (RING, direction_grid(72, 1)), (HEAD, sphere_grid(10.0)),
+    (RING, direction_grid(36, 9, (0.0, 90.0)))], ids=["upper", "ring", "head", "half"])
+def test_where_no_mirror_image_is_searched_nothing_is_said(mics, grid, recwarn):
+    locate(SteeredPower(mics, grid, FS), torch.randn(len(mics), 1000, generator=seeded(66)))
+    assert not len(recwarn)
+
+
+def test_music_of_silence_is_zero():
+    power, peaks = music(torch.zeros(2, 12, 4000), HEAD, FS, sphere_grid(20.0))
+    assert power.equal(torch.zeros_like(power)) and peaks.power.equal(torch.zeros(2, 1))
+    mixed = torch.stack([torch.zeros(12, 4000), torch.randn(12, 4000, generator=seeded(67))])
+    power, _ = music(mixed, HEAD, FS, sphere_grid(20.0))
+    assert power[0].max() == 0 and power[1].max() > 0.5
+
+
+def test_a_coarse_grid_of_positions_is_named(recwarn):
+    mics, audio = wall_array((4.0, 3.0, 2.5), seeded(68)), torch.randn(6, 1500, generator=seeded(69))
+    grid = position_grid((4.0, 3.0, 2.5), 0.1, 1.2)
+    locate(SteeredPower(mics, grid, FS, band=(100.0, 1700.0)), audio)
+    close = position_grid((4.0, 3.0, 2.5), 0.1, 1.25)
+    locate(SteeredPower(HEAD + torch.tensor([-20.0, 1.5, 1.2]), close, FS), torch.randn(12, 1500))
+    assert not len(recwarn)  # fine enough; and a small array far away sees no difference
+    with pytest.warns(UserWarning, match=r"grid: 0.1 m .* 8000 Hz.* needs 0.02"):
+        locate(SteeredPower(mics, grid, FS), audio)
 
 
 # --- the figure, bad calls, imports ---------------------------------------------------------------

@@ -137,6 +137,7 @@ def band_bins(band: tuple[float, float] | None,  # lowest and highest frequency,
 # cross-spectrum values at a time: what a processor's cache holds; plenty elsewhere
 _AT_ONCE = {"cpu": 2**20}
 _AT_ONCE_ELSEWHERE = 2**26
+_LONG = 16  # so many times more in one frame go pair after pair
 
 def _spectra(audio, n, bins, weighting, beta):
     "Whitened spectra of audio (..., time), scaled so that no square overflows."
@@ -170,15 +171,15 @@ def correlate(audio: Float[Tensor, "frames mics time"],
     spectra = lambda some: _spectra(some, n, bins, weighting, beta)
     lags, limit = (_lags(n, bins, max_lag, interpolation, audio),
                    _AT_ONCE.get(audio.device.type, _AT_ONCE_ELSEWHERE))
-    at_once = limit // (len(pairs) * (bins.stop - bins.start))
-    if at_once:
+    values = len(pairs) * (bins.stop - bins.start)  # of one frame
+    if values <= _LONG * limit:
         runs = pair_runs(pairs)
         return torch.cat([lags(*cross_spectra(*spectra(some), runs))
-                          for some in audio.split(at_once)])
+                          for some in audio.split(max(1, limit // values))])
     whole = []
-    for frame in audio.split(1):  # long ones: channel after channel, pair after pair
-        heard = [spectra(frame[:, k:k + 1]) for k in range(audio.shape[1])]
-        both = lambda i, j: [torch.cat(part, 1) for part in zip(heard[i], heard[j])]
-        whole.append(torch.cat([lags(*cross_spectra(*both(i, j), [[0, 1, 1]])) for i, j in pairs],
-                               1))
-    return torch.cat(whole)
+    for frame in audio:
+        heard = audio.new_empty(len(frame), bins.stop - bins.start, dtype=audio.dtype.to_complex())
+        for k, channel in enumerate(frame): heard[k] = torch.complex(*spectra(channel))
+        cross = lambda i, j: torch.view_as_real(heard[i] * heard[j].conj()).unbind(-1)
+        whole.append(torch.stack([lags(*cross(i, j)) for i, j in pairs]))
+    return torch.stack(whole)

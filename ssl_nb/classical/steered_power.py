@@ -9,7 +9,7 @@ __all__ = ['srp_phat', 'sphere_figure', 'Grid', 'direction_grid', 'sphere_grid',
            'music', 'srp_figure', 'SteeredPower', 'locate']
 
 # %% ../../nbs/02_classical/03_steered_power.ipynb #3425c0d8
-import math
+import math, warnings
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import NamedTuple
@@ -39,6 +39,8 @@ def srp_phat(audio: Float[Tensor, "*batch mics time"],
     "Steered power (1) in its simplest form: the nearest of sixteen lags per sample is read."
     max_lag = math.ceil(float(delays.abs().max()) * fs) + 1
     gcc = gcc_phat(audio, max_lag=max_lag, interpolation=_FINE, band=band, fs=fs)
+    if delays.shape[-1] != gcc.shape[-2]:
+        raise ValueError(f"delays: {delays.shape[-1]} pairs, the audio has {gcc.shape[-2]}")
     lag = ((delays * fs + max_lag) * _FINE).round().long()
     return gcc.take_along_dim(lag.T.expand(*gcc.shape[:-1], -1), -1).sum(-2)
 
@@ -198,21 +200,70 @@ def _least_length(grid, n_sources, separation):
     separation = 3 * grid.spacing if separation is None else separation
     return grid.to_length(separation)
 
-@door(power=as_tensor, n_sources=count(1), separation=number(above=0))
+# %% ../../nbs/02_classical/03_steered_power.ipynb #17bbd644
+@door(power=as_tensor, n_sources=count(1), separation=number(above=0),
+      mics=partial(as_positions, axes=(3,)))
 def find_peaks(power: Float[Tensor, "*batch points"],  # a map, from SteeredPower or music
                grid: Grid,  # its grid
                n_sources: int = 1,
                # least distance of two sources, rad or m; three grid steps if None
                separation: float | None = None,
+               mics: Float[Tensor, "mics 3"] | None = None,  # so that mirror images are left out, m
                ) -> Located:
     """Points of the grid that are higher than all others within `separation`. Raises `ValueError`
     for bad arguments."""
     length = _least_length(grid, n_sources, separation)
     if power.shape[-1] != len(grid.points):
         raise ValueError(f"power: {power.shape[-1]} points, the grid has {len(grid.points)}")
+    if mics is not None:
+        keep, _ = _half(grid, mics)
+        if keep is not None: power = power.masked_fill(~keep.to(power.device), -torch.inf)
     index, height = _peaks(power.reshape(-1, len(grid.points)), grid, n_sources, length)
     return Located(grid.points.to(power)[index].reshape(*power.shape[:-1], n_sources, 3),
                    height.reshape(*power.shape[:-1], n_sources))
+
+# %% ../../nbs/02_classical/03_steered_power.ipynb #6a9612fc
+_FLAT = 1e-3  # thickness over width below which an array counts as flat
+
+def _span(mics):
+    "Dimensions that the microphones (mics, 3) fill, and the axes of their cloud, widest first."
+    _, size, axes = torch.linalg.svd(mics - mics.mean(0), full_matrices=True)
+    return int((size > _FLAT * size[0]).sum()), axes
+
+def _line_sides(axis, offset):
+    "Two normals of a line: the one along which the points (points, 3) differ most is the first."
+    level = torch.linalg.cross(axis.new_tensor([0.0, 0.0, 1.0]), axis)
+    if level.norm() < 0.1: level = axis.new_tensor([1.0, 0.0, 0.0]) - axis[0] * axis
+    level = level / level.norm()
+    sides = [level, torch.linalg.cross(axis, level)]
+    return sides if float((offset @ level).std()) > 1e-3 else sides[::-1]
+
+def _pointing_up(normal):
+    "The normal turned so that its largest part is positive."
+    return normal * normal[normal.abs().argmax()].sign()
+
+# %% ../../nbs/02_classical/03_steered_power.ipynb #390ab2de
+def _half(grid, mics):
+    """Which points (points,) to search, and the mirror that maps the others onto them: a normal
+    and a point of the plane. None and None where no point of the grid has an image in it."""
+    mics, points = mics.double(), grid.points.double().to(mics.device)
+    dims, axes = _span(mics)
+    if dims == 3: return None, None
+    origin = mics.new_zeros(3) if grid.far_field else mics.mean(0)
+    offset, slack = points - origin, grid.to_length(grid.spacing)
+    normals = [axes[2]] if dims == 2 else _line_sides(axes[0], offset)
+    normal = _pointing_up(normals[0])
+    height = offset @ normal
+    if not ((height > 1e-3 * slack).any() and (height < -1e-3 * slack).any()): return None, None
+    keep = height > -1e-6
+    across = (offset @ normals[-1]).abs()
+    if dims == 1 and float(across.max() - across.min()) > slack:  # a circle around the line
+        keep = keep & (across <= across.min() + slack / 2)
+    side = ", ".join(f"{v:.2g}" for v in (normal + 0.0).tolist())
+    warnings.warn(f"mics: they lie {'in a plane (2 dimensions)' if dims == 2 else 'on a line'}, so "
+                  f"mirror images look the same; only the side of ({side}) is searched. A grid of "
+                  f"one side makes the choice yours", stacklevel=4)
+    return keep, (normal, origin)
 
 # %% ../../nbs/02_classical/03_steered_power.ipynb #2c65fea1
 _as_mics = partial(as_positions, least=2, axes=(3,))
@@ -249,8 +300,8 @@ def music(audio: Float[Tensor, "*batch mics time"],
           separation: float | None = None,
           c: float = SPEED_OF_SOUND
           ) -> tuple[Float[Tensor, "*batch points"], Located]:  # at most 1, and its peaks
-    """MUSIC, equation (5), by pyroomacoustics: one map for every recording, on the CPU. Raises
-    `ValueError` for bad arguments."""
+    """MUSIC, equation (5), by pyroomacoustics: one map for every recording, on the CPU; silence is
+    0. Raises `ValueError` for bad arguments."""
     _least_length(grid, n_sources, separation)
     if not n_sources < len(mics):
         raise ValueError(f"n_sources={n_sources}: must be below the number of microphones, "
@@ -265,10 +316,13 @@ def music(audio: Float[Tensor, "*batch mics time"],
                        frequency_normalization=True)
     maps = [torch.zeros(0, len(grid.points), dtype=torch.float64)]  # for a batch of none
     for recording in audio.detach().double().cpu().reshape(-1, *audio.shape[-2:]):
-        doa.locate_sources(stft(recording, length).numpy(), freq_bins=bins)
-        maps.append(torch.from_numpy(doa.grid.values)[None])
+        spectra = stft(recording, length)
+        heard = bool(spectra[:, bins].any())  # of silence every direction would be the best
+        if heard: doa.locate_sources(spectra.numpy(), freq_bins=bins)
+        maps.append(torch.from_numpy(doa.grid.values)[None] if heard
+                    else torch.zeros(1, len(grid.points), dtype=torch.float64))
     power = torch.cat(maps).to(audio).reshape(*audio.shape[:-2], len(grid.points))
-    return power, find_peaks(power, grid, n_sources, separation)
+    return power, find_peaks(power, grid, n_sources, separation, mics)
 
 # %% ../../nbs/02_classical/03_steered_power.ipynb #a8dcbb3b
 @lru_cache(maxsize=64)
@@ -436,6 +490,13 @@ def _follow(steered, table, peaks, resolution):
         points = near.take_along_dim(best[..., None, None], 2).squeeze(2)
     return points.to(table), power
 
+def _folded(points, mirror):
+    "Points behind the mirror of `_half` are put in front of it."
+    if mirror is None: return points
+    normal, origin = (v.to(points) for v in mirror)
+    behind = ((points - origin) @ normal).clamp(max=0)
+    return points - 2 * behind.unsqueeze(-1) * normal
+
 def _apart(points, power, n, length):
     """The `n` highest candidates (some, candidates, 3) that no higher one lies nearer to than
     `length`."""
@@ -447,6 +508,22 @@ def _apart(points, power, n, length):
     return Located(points.take_along_dim(best.unsqueeze(-1), 1), power)
 
 # %% ../../nbs/02_classical/03_steered_power.ipynb #99052e9d
+def _warn_if_coarse(steered):
+    """Warn where the delay of a pair changes by more than a period of the band's highest frequency
+    from one position of the grid to the next."""
+    grid, c = steered.grid, steered.c
+    if grid.far_field: return
+    top = steered.fs / 2 if steered.band is None else min(steered.band[1], steered.fs / 2)
+    some = steered.points[::len(steered.points) // 500 + 1].double()
+    towards = torch.nn.functional.normalize(some.unsqueeze(-2) - steered.mics, dim=-1)
+    first, second = steered.pairs.T
+    steepest = float((towards[:, first] - towards[:, second]).norm(dim=-1).max())  # at most 2
+    if grid.spacing * steepest > c / top * (1 + 1e-6):
+        warnings.warn(f"grid: {grid.spacing:.3g} m between positions is coarse for {top:.0f} Hz, "
+                      f"peaks may be missed; needs {c / top / steepest:.2g} m, or a band up to "
+                      f"{c / grid.spacing / steepest:.0f} Hz", stacklevel=4)
+
+# %% ../../nbs/02_classical/03_steered_power.ipynb #bccaf214
 @door(audio=as_audio, n_sources=count(1), resolution=number(above=0), separation=number(above=0))
 def locate(steered: SteeredPower,
            audio: Float[Tensor, "*batch mics time"],
@@ -458,15 +535,19 @@ def locate(steered: SteeredPower,
            ) -> Located:
     """Highest peaks of the map of every frame, searched from the grid down to `resolution`. Raises
     `ValueError` for bad arguments."""
-    grid = steered.grid
-    length, n = _least_length(grid, n_sources,
-                              separation), min(n_sources + _CANDIDATES, len(grid.points))
+    grid, found = steered.grid, []
+    length, n = (_least_length(grid, n_sources, separation),
+                 min(n_sources + _CANDIDATES, len(grid.points)))
     resolution = grid.spacing / 32 if resolution is None else resolution
-    found = []
+    _warn_if_coarse(steered)
+    keep, mirror = _half(grid, steered.mics)
     for table in _tables(steered, audio):
         for some in table.split(max(1, _PIECE // (n * 27 * len(steered.pairs) * _TAPS))):
-            peaks = find_peaks(_read(steered, some), grid, n, separation)
-            found.append(_apart(*_follow(steered, some, peaks, resolution), n_sources, length))
+            power = _read(steered, some)
+            if keep is not None: power = power.masked_fill(~keep, -torch.inf)
+            points, power = _follow(steered, some, find_peaks(power, grid, n, separation),
+                                    resolution)
+            found.append(_apart(_folded(points, mirror), power, n_sources, length))
     points, power = map(torch.cat, zip(*found))
     return Located(points.reshape(*audio.shape[:-2], n_sources, 3),
                    power.reshape(*audio.shape[:-2], n_sources))
