@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import scipy.fft
 import torch
+from ssl_nb.classical import correlations
 from ssl_nb.classical import steered_power as sp
+from ssl_nb.classical.correlations import band_bins
 from ssl_nb.classical.gcc_phat import arrival_information, gcc_phat
 from ssl_nb.acoustics.geometry import (angular_error, circular_array, linear_array,
                                        robot_head_array, tetrahedral_array, to_angles, to_direction,
@@ -17,6 +19,9 @@ from ssl_nb.classical.steered_power import (Grid, SteeredPower, direction_grid, 
                                             music, position_grid, sphere_grid, srp_figure)
 
 FS, HEAD = 16000, robot_head_array()
+
+
+COARSE = pytest.mark.filterwarnings("ignore:grid. .* is coarse")
 
 
 def seeded(seed): return torch.Generator().manual_seed(seed)
@@ -213,7 +218,7 @@ def test_batches_and_pieces_change_nothing(monkeypatch):
     torch.testing.assert_close(whole(audio[1, 3]), expected[1, 3], rtol=0, atol=1e-4)
     monkeypatch.setattr(sp, "_STORED", 0)
     monkeypatch.setattr(sp, "_PIECE", 66 * 8 * 100)
-    monkeypatch.setattr(sp, "_CACHED", {True: 66 * 800, False: 66 * 800})
+    monkeypatch.setitem(correlations._AT_ONCE, "cpu", 66 * 800)
     pieces = SteeredPower(HEAD, grid, FS)
     assert pieces.index is None and len(list(pieces.taps())) > 5
     torch.testing.assert_close(pieces(audio), expected, rtol=0, atol=1e-4)
@@ -247,7 +252,7 @@ def test_map_and_music_equal_the_library():
     angles = dict(azimuth=azimuth, colatitude=np.pi / 2 - elevation, dim=3)
     theirs = pra.doa.SRP(HEAD.double().numpy().T, FS, n, **angles)
     theirs.locate_sources(np.fft.rfft(audio.numpy(), n)[:, :, None],
-                          freq_bins=list(range(*sp._bins((500.0, 4000.0), n, FS))))
+                          freq_bins=list(range(*band_bins((500.0, 4000.0), n, FS))))
     np.testing.assert_allclose((12 + 2 * steered(audio).numpy()) / 66, theirs.grid.values, rtol=0,
                                atol=1e-5)
     subspace = pra.doa.MUSIC(HEAD.double().numpy().T, FS, 512, num_src=2,
@@ -316,6 +321,7 @@ def test_the_search_finds_what_the_whole_fine_map_finds():
                                rtol=0, atol=1e-2)
 
 
+@COARSE
 def test_the_search_keeps_the_dimensions_of_its_grid():
     ring, flat = direction_grid(36, 1, (10.0, 50.0)), circular_array(6, 0.06)
     towards = to_direction(torch.linspace(-3, 3, 12), torch.tensor(math.radians(30)))
@@ -343,6 +349,7 @@ def test_candidates_that_climb_to_one_peak_count_once():
             and found.power[0].tolist() == [4.0, 3.0, -math.inf])
 
 
+@COARSE
 def test_the_search_stays_in_the_room():
     grid = position_grid((4.0, 3.0, 2.5), 0.5, margin=0.5)
     found = locate(SteeredPower(wall_array((4.0, 3.0, 2.5), seeded(40)), grid, FS),
@@ -350,6 +357,7 @@ def test_the_search_stays_in_the_room():
     assert (found >= 0.5 - 1e-5).all() and (found <= torch.tensor([3.5, 2.5, 2.0]) + 1e-5).all()
 
 
+@COARSE
 def test_following_several_candidates_helps_a_coarse_grid(monkeypatch):
     room = Room((6.0, 5.0, 3.0))
     mics, sources = (wall_array(room.size, seeded(3)), torch.rand(60, 3, generator=seeded(42))
@@ -411,12 +419,92 @@ def test_music_finds_two_sources_on_either_kind_of_grid(near):
     assert min(errors.diagonal().max(), errors.flip(0).diagonal().max()) < limit
 
 
+# --- mirror images, silence, coarse grids --------------------------------------------------------
+
+RING = circular_array(6, 0.05)
+MIRRORED = pytest.mark.parametrize("grid", [sphere_grid(4.0), direction_grid(90, 45)],
+                                   ids=["spiral", "rectangle"])
+
+
+def worst_of_two(found, truth):
+    errors = angular_error(found[:, None], truth).rad2deg()
+    return min(errors.diagonal().max(), errors.flip(0).diagonal().max())
+
+
+@MIRRORED
+def test_two_talkers_and_not_their_mirror_images_are_found_by_a_ring(grid):
+    truth = to_direction(*torch.deg2rad(torch.tensor([[60.0, -100.0], [20.0, 10.0]])))
+    audio = sum(plane_waves(RING, truth[k:k + 1], 16000, 60 + k)[0] for k in range(2))
+    steered = SteeredPower(RING, grid, FS)
+    with pytest.warns(UserWarning, match="in a plane"): by_search = locate(steered, audio, 2)
+    with pytest.warns(UserWarning, match="in a plane"):
+        by_map = find_peaks(steered(audio), grid, 2, mics=RING)
+    with pytest.warns(UserWarning, match="in a plane"): by_music = music(audio, RING, FS, grid, 2)[1]
+    for found, limit in ((by_search, 3), (by_map, 6), (by_music, 6)):
+        assert worst_of_two(found.points, truth) < limit and (found.points[:, 2] > -0.02).all()
+
+
+def test_a_line_finds_the_angle_to_its_axis():
+    line, truth = linear_array(6, 0.04), directions(5, 62)
+    with pytest.warns(UserWarning, match="on a line"):
+        found = locate(SteeredPower(line, sphere_grid(4.0), FS), plane_waves(line, truth, 4096, 63))
+    axis = torch.nn.functional.normalize(line[1] - line[0], dim=0)
+    error = (found.points[:, 0] @ axis).arccos() - (truth @ axis).arccos()
+    assert error.rad2deg().abs().max() < 4
+    ring = direction_grid(120, 1)
+    level = torch.nn.functional.normalize(truth * torch.tensor([1.0, 1, 0]), dim=-1)
+    with pytest.warns(UserWarning, match="on a line"):
+        found = locate(SteeredPower(line, ring, FS), plane_waves(line, level, 4096, 64))
+    mirrored = found.points[:, 0] * torch.tensor([1.0, -1, 1])
+    errors = torch.stack([angular_error(p, level) for p in (found.points[:, 0], mirrored)]).amin(0)
+    assert errors.rad2deg().max() < 4
+
+
+def test_positions_behind_a_table_are_not_searched():
+    mics = torch.tensor([[1.0, 1, 1], [3, 1, 1], [1, 2, 1], [3, 2.2, 1], [2, 1.5, 1]])
+    source, grid = torch.tensor([2.6, 1.2, 1.45]), position_grid((4.0, 3.0, 2.0), 0.1)
+    audio = reverberate(torch.randn(6000, generator=seeded(65)),
+                        rirs(Room((4.0, 3.0, 2.0)), source, mics, FS, "anechoic"))[..., 1000:]
+    with pytest.warns(UserWarning, match="in a plane"):
+        found = locate(SteeredPower(mics, grid, FS, band=(100.0, 1500.0)), audio).points[0]
+    # a flat array tells heights worst
+    assert (found - source)[:2].norm() < 0.05 and abs(found[2] - source[2]) < 0.2
+
+
+@pytest.mark.parametrize("mics, grid", [
+    (RING, sphere_grid(5.0, upper=True)), (RING, direction_grid(72, 1)), (HEAD, sphere_grid(10.0)),
+    (RING, direction_grid(36, 9, (0.0, 90.0)))], ids=["upper", "ring", "head", "half"])
+def test_where_no_mirror_image_is_searched_nothing_is_said(mics, grid, recwarn):
+    locate(SteeredPower(mics, grid, FS), torch.randn(len(mics), 1000, generator=seeded(66)))
+    assert not len(recwarn)
+
+
+def test_music_of_silence_is_zero():
+    power, peaks = music(torch.zeros(2, 12, 4000), HEAD, FS, sphere_grid(20.0))
+    assert power.equal(torch.zeros_like(power)) and peaks.power.equal(torch.zeros(2, 1))
+    mixed = torch.stack([torch.zeros(12, 4000), torch.randn(12, 4000, generator=seeded(67))])
+    power, _ = music(mixed, HEAD, FS, sphere_grid(20.0))
+    assert power[0].max() == 0 and power[1].max() > 0.5
+
+
+def test_a_coarse_grid_of_positions_is_named(recwarn):
+    mics, audio = wall_array((4.0, 3.0, 2.5), seeded(68)), torch.randn(6, 1500, generator=seeded(69))
+    grid = position_grid((4.0, 3.0, 2.5), 0.1, 1.2)
+    locate(SteeredPower(mics, grid, FS, band=(100.0, 1700.0)), audio)
+    close = position_grid((4.0, 3.0, 2.5), 0.1, 1.25)
+    locate(SteeredPower(HEAD + torch.tensor([-20.0, 1.5, 1.2]), close, FS), torch.randn(12, 1500))
+    assert not len(recwarn)  # fine enough; and a small array far away sees no difference
+    with pytest.warns(UserWarning, match=r"grid: 0.1 m .* 8000 Hz.* needs 0.02"):
+        locate(SteeredPower(mics, grid, FS), audio)
+
+
 # --- the figure, bad calls, imports ---------------------------------------------------------------
 
 def test_figure_marks_truth_and_estimate():
     ax = srp_figure(-60.0, 0.0, 30.0).axes[0]
-    (x, y), (fx, fy) = (line.get_xydata()[0] for line in ax.lines)
-    assert abs(x + 60) < 0.1 and abs(y - 15) < 0.1 and abs(fx + 60) <= 5 and abs(fy - 15) <= 5
+    marks = {line.get_label(): np.degrees(line.get_xydata()) for line in ax.lines}
+    assert abs(marks["talker"] - [-60, 15]).max() < 0.1
+    assert abs(marks["found"] - [-60, 15]).max() <= 5 and len(marks["microphone"]) == 12
     assert srp_figure(-60.0, 0.0, -20.0).axes[0].get_title() != ax.get_title()
 
 
@@ -428,20 +516,20 @@ NOISE, TEN = torch.randn(2, 12, 500), sphere_grid(20.0)
     (lambda: direction_grid(4, 4, (50.0, 20.0)), "elevation_deg="),
     (lambda: direction_grid(4, 4, (0.0, 100.0)), "elevation_deg="),
     (lambda: sphere_grid(0.0), "resolution_deg=0"), (lambda: sphere_grid(n_points=0), "n_points=0"),
-    (lambda: position_grid((4, 3), 0.1), "room_size="),
+    (lambda: position_grid((4, 3), 0.1), "room_size:"),
     (lambda: position_grid((4, 3, 2), 0.0), "spacing=0"),
-    (lambda: position_grid((4, 3, 2), 0.1, 2.5), "height=2.5"),
+    (lambda: position_grid((4, 3, 2), 0.1, 2.5), "height=.*2.5"),
     (lambda: position_grid((4, 3, 2), 0.1, (1.5, 0.5)), "height="),
     (lambda: position_grid((4, 3, 2), 0.1, margin=1.0), "margin=1"),
-    (lambda: SteeredPower(HEAD[:1], TEN, FS), "n_mics=1"),
+    (lambda: SteeredPower(HEAD[:1], TEN, FS), "mics: .*at least 2"),
     (lambda: SteeredPower(HEAD, TEN, 0), "fs=0"),
     (lambda: SteeredPower(HEAD, TEN, FS, band=(4000.0, 500.0)), "band="),
     (lambda: SteeredPower(HEAD, TEN, FS, c=-1.0), "c=-1"),
     (lambda: SteeredPower(HEAD, Grid(2 * TEN.points, TEN.shape, 0.3, True), FS), "unit vectors"),
     (lambda: SteeredPower(HEAD, TEN, FS, band=(9000.0, 9500.0))(NOISE), "band="),
-    (lambda: SteeredPower(HEAD, TEN, FS, "ml")(NOISE), "weighting='ml'"),
-    (lambda: SteeredPower(HEAD[:4], TEN, FS)(NOISE), "with 4 microphones"),
-    (lambda: SteeredPower(HEAD, TEN, FS)(NOISE[..., :5]), "5 samples"),
+    (lambda: SteeredPower(HEAD, TEN, FS, "ml"), "weighting='ml'"),
+    (lambda: SteeredPower(HEAD[:4], TEN, FS)(NOISE), "for each of 4 microphones"),
+    (lambda: SteeredPower(HEAD[:3], TEN, FS)(NOISE[:, :3, :4]), "4 samples"),
     (lambda: SteeredPower(HEAD, TEN, FS)(NOISE / 0), "finite"),
     (lambda: find_peaks(NOISE, TEN), "500 points, the grid has"),
     (lambda: find_peaks(torch.zeros(len(TEN.points)), TEN, 0), "n_sources=0"),
