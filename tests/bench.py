@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pyroomacoustics as pra
-import scipy.fft
 import torch
 from ssl_nb.workshop.scenes import SceneSpec, SceneStore
 from ssl_nb.classical.gcc_phat import gcc_phat
@@ -13,7 +12,8 @@ from ssl_nb.acoustics.geometry import mic_pairs, robot_head_array
 from ssl_nb.acoustics.rooms import Room, rirs
 from ssl_nb.acoustics.moving_sources import moving_source, random_trajectory
 from ssl_nb.acoustics.signals import speech_like
-from ssl_nb.classical.steered_power import SteeredPower, _bins, direction_grid
+from ssl_nb.classical.correlations import band_bins, transform_length
+from ssl_nb.classical.steered_power import SteeredPower, direction_grid
 from ssl_nb.settings import load_settings
 from ssl_nb.workbench.experiments import circumstances
 
@@ -114,10 +114,10 @@ def srp_map():
     mics, grid, band, fs = robot_head_array(), direction_grid(64, 32), (500.0, 4000.0), 16000
     frames = torch.randn(8, 12, 4096, generator=torch.Generator().manual_seed(0))
     ours = SteeredPower(mics, grid, fs, band=band)
-    n = scipy.fft.next_fast_len(4096 + ours.max_lag, real=True)
+    n = transform_length(4096, ours.max_lag)
     azimuth, colatitude = np.pi * np.arange(-31, 33) / 32, np.pi * (np.arange(32) + 0.5) / 32
     theirs, bins = pra.doa.SRP(mics.double().numpy().T, fs, n, azimuth=azimuth,
-                               colatitude=colatitude, dim=3), list(range(*_bins(band, n, fs)))
+                               colatitude=colatitude, dim=3), list(range(*band_bins(band, n, fs)))
     theirs.grid.neighbors  # the library's convex hull, once
     library = lambda: theirs.locate_sources(torch.fft.rfft(frames, n).permute(1, 2, 0).numpy(),
                                             freq_bins=bins)

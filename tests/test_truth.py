@@ -176,7 +176,7 @@ def test_delay_of_a_simulated_pair():
 
 
 @pytest.mark.parametrize("call, words", [
-    (lambda x: gcc_phat(x[:, :1], max_lag=9), "at least 2 microphones"),
+    (lambda x: gcc_phat(x[:, :1], max_lag=9), "needs at least 2"),
     (lambda x: gcc_phat(x, max_lag=500), "max_lag=500"),
     (lambda x: gcc_phat(x, max_lag=0), "max_lag=0"),
     (lambda x: gcc_phat(x, weighting="ml"), "weighting='ml'"),
@@ -184,12 +184,16 @@ def test_delay_of_a_simulated_pair():
     (lambda x: gcc_phat(x, beta=1.5), "beta=1.5"),
     (lambda x: gcc_phat(x, beta=0.5, weighting="scot"), "only the weighting 'phat'"),
     (lambda x: gcc_phat(x / 0), "finite"),
+    (lambda x: gcc_phat(x[0].T, max_lag=2), "time must come last"),
+    (lambda x: gcc_phat(x, band=(300, 3400)), "needs fs"),
+    (lambda x: gcc_phat(x, band=(3400, 300), fs=16000), "band="),
+    (lambda x: gcc_phat(x, band=(9000, 9900), fs=16000), "band="),
     (lambda x: gcc_phat(x, torch.tensor([[0, 4]])), r"pairs: \[0, 4\]"),
-    (lambda x: gcc_phat(x, torch.tensor([[1, 1]])), r"pairs: \[1, 1\]"),
+    (lambda x: gcc_phat(x, torch.tensor([[1, 1]])), "pairs: .*different"),
     (lambda x: delays_from_gcc(torch.ones(1, 4), 16000), "odd number"),
     (lambda x: delays_from_gcc(torch.ones(1, 5), 0), "fs=0"),
     (lambda x: delays_from_gcc(torch.ones(1, 5), 16000, "cubic"), "refine='cubic'"),
-    (lambda x: delay_bound(-torch.ones(9), 16000, 1.0), "snr=-1"),
+    (lambda x: delay_bound(-torch.ones(9), 16000, 1.0), "snr: -1"),
     (lambda x: pair_recording(0.003), "delay=0.003"),
 ])
 def test_bad_correlation_calls(call, words):
@@ -403,9 +407,9 @@ def test_long_delays_are_exact():
 
 @pytest.mark.parametrize("call, words", [
     (lambda: delays_from_gcc(torch.full((1, 5), math.nan), 16000), "gcc: .* finite"),
-    (lambda: delays_from_gcc(torch.ones(1, 5), 16000, max_delay=-torch.ones(1)), "max_delay=-1"),
+    (lambda: delays_from_gcc(torch.ones(1, 5), 16000, max_delay=-torch.ones(1)), "max_delay: -1"),
     (lambda: delays_from_gcc(torch.ones(1, 5), 16000, max_delay=torch.full((1,), math.nan)),
-     "max_delay=nan"), (lambda: add_noise(torch.ones(2, 50), -math.inf), "snr_db=-inf"),
+     "max_delay: nan"), (lambda: add_noise(torch.ones(2, 50), -math.inf), "snr_db=-inf"),
     (lambda: add_noise(torch.ones(2, 50), math.nan), "snr_db=nan"),
     (lambda: make_scene(Room((5, 4, 3)), speech_like(0.5), torch.tensor([1.0, 1, 1]),
                         torch.ones(2, 3) * 2, snr_db=math.nan), "snr_db=nan"),
