@@ -14,9 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 from ..acoustics.geometry import max_pair_tdoas, tdoas
 from .gcc_phat import delays_from_gcc, gcc_phat, peak_heights
+from .global_search import highest_point
 from .multilateration import multilaterate, position_bound
 from .steered_power import Grid, SteeredPower, locate, music
-from .steered_power import position_grid, sphere_grid
+from .steered_power import sphere_grid
 from ..workshop.localizers import Estimate, Needs, check_call, cut
 from ..workshop.localizers import spans, speech_activity
 
@@ -66,22 +67,26 @@ class SrpPhat:
     "Steered power with PHAT over frames: directions, or positions where a room is given."
     name, needs = "srp_phat", Needs(finds="either", sources=4, room="taken")
 
-    def __init__(self, spacing: float = 0.1,  # of the grid of positions, m
-                 c: float = 343.0):  # m/s
-        self.spacing, self.c = spacing, c
+    def __init__(self, c: float = 343.0):  # m/s
+        self.c = c
 
     def __call__(self, audio, mics, fs, *, room=None, sources=1, hop=None) -> Estimate:
         call = check_call(self, audio, mics, fs, room, sources, hop)
         pieces, times = cut(call)
         heard = speech_activity(pieces, call.fs, call.hop)
-        top = 0.45 * call.fs
-        if call.room is None: grid, dimensions, axes = directions_of(call.mics)
-        else: grid, top = position_grid(call.room, self.spacing), self.c / (2 * self.spacing)
-        steered = SteeredPower(call.mics, grid, call.fs, band=(200.0, min(top, 4000.0)), c=self.c)
+        if call.room is not None:
+            if call.sources > 1:
+                raise ValueError(f"sources={call.sources}: with a room, 1 at a time")
+            search = lambda some: highest_point(some, call.mics, call.room, call.fs,
+                                                c=self.c).position
+            one = _where_heard(heard, pieces, lambda some: search(some)[:, None], 1)
+            return _estimate(times, one, heard, False)
+        grid, dimensions, axes = directions_of(call.mics)
+        band = (200.0, min(4000.0, 0.45 * call.fs))
+        steered = SteeredPower(call.mics, grid, call.fs, band=band, c=self.c)
         found = _where_heard(heard, pieces, lambda some: locate(steered, some, call.sources).points,
                              call.sources)
-        if call.room is None: found = canonical(found, dimensions, axes)
-        return _estimate(times, found, heard, call.room is None)
+        return _estimate(times, canonical(found, dimensions, axes), heard, True)
 
 # %% ../../nbs/02_classical/06_over_time.ipynb #0d6becaa
 def _where_heard(heard, pieces, method, sources):
