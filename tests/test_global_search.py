@@ -1,0 +1,116 @@
+"""The highest point of a map: against brute force on random scenes, its invariances, bad input."""
+import re
+
+import numpy as np
+import pytest
+import torch
+from ssl_nb.acoustics.geometry import random_array, tdoas, wall_array
+from ssl_nb.acoustics.rooms import Room, make_scene
+from ssl_nb.acoustics.signals import speech_like
+from ssl_nb.classical.gcc_phat import gcc_phat
+from ssl_nb.classical.global_search import cell_bounds, highest_point, read_map, running_maxima
+from ssl_nb.classical import global_search
+
+FS, SIZE = 16000, (2.4, 2.0, 1.6)
+
+
+def generator(seed): return torch.Generator().manual_seed(seed)
+
+
+def scene(seed, t60=0.3, mics=None, snr_db=10.0):
+    g = generator(seed)
+    mics = wall_array(SIZE, g) if mics is None else mics
+    talker = 0.3 + torch.rand(3, generator=g) * (torch.tensor(SIZE) - 0.6)
+    heard = make_scene(Room(SIZE, t60=t60), speech_like(0.25, FS, seed), talker, mics,
+                       snr_db=snr_db, generator=g)
+    return heard.audio, mics, talker
+
+
+def by_numpy(gcc, rate, delays):
+    "Equation (1) by NumPy's interpolation."
+    lags = (np.arange(gcc.shape[-1]) - gcc.shape[-1] // 2) / rate
+    return sum(np.interp(delays[:, k].numpy(), lags, gcc[k].numpy()) for k in range(len(gcc)))
+
+
+def map_of(audio, mics):
+    lags = int(float(torch.pdist(mics).max()) / 343 * FS) + 2
+    return gcc_phat(audio, max_lag=lags, interpolation=4, band=(100.0, 6000.0), fs=FS)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_nothing_in_the_room_is_higher_than_power_and_margin(seed):
+    audio, mics, _ = scene(seed, t60=(0.0, 0.3, 0.5)[seed % 3], snr_db=(-5.0, 20.0)[seed % 2])
+    found, gcc = highest_point(audio, mics, SIZE, FS), map_of(audio, mics)
+    axes = [torch.arange(0.01, side, 0.02) for side in SIZE]
+    brute = max(by_numpy(gcc, 4 * FS, tdoas(mics, torch.cartesian_prod(axes[0], axes[1], z[None])))
+                .max() for z in axes[2])
+    assert 0 <= found.margin < 0.15 and brute <= found.power + found.margin + 1e-4
+    here = by_numpy(gcc, 4 * FS, tdoas(mics, found.position[None]))
+    np.testing.assert_allclose(here, found.power, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_talker_without_echoes_is_found_to_the_finest_cell(seed):
+    audio, mics, talker = scene(10 + seed, t60=0.0, snr_db=40.0)
+    assert (highest_point(audio, mics, SIZE, FS).position - talker).norm() < 0.01
+
+
+def test_bounds_hold_for_cells_of_any_size_and_place():
+    g = generator(3)
+    audio, mics, _ = scene(3, mics=random_array(8, SIZE, generator(5)))
+    gcc = map_of(audio, mics)
+    for side in (0.3, 0.05, 0.01):
+        radius = side * 3 ** 0.5 / 2
+        maps = global_search._maps(gcc[None], mics, 4 * FS / 343, radius)
+        centres = torch.rand(60, 3, generator=g) * torch.tensor(SIZE)
+        centres[:8] = mics + 0.2 * side  # cells around microphones, where directions turn fast
+        bound, power = cell_bounds(maps, centres, torch.zeros(60, dtype=torch.long), radius)
+        inside = centres[:, None] + side * (torch.rand(60, 500, 3, generator=g) - 0.5)
+        highest = read_map(gcc, 4 * FS, tdoas(mics, inside).flatten(0, 1)).view(60, 500).amax(-1)
+        assert (highest <= bound + 1e-4).all() and (power <= bound + 1e-4).all()
+        # and say something
+        assert (bound / highest).median() < (9, 5, 3)[(0.3, 0.05, 0.01).index(side)]
+
+
+def test_running_maxima_are_those_of_scipy():
+    from scipy.ndimage import maximum_filter1d
+    x = torch.randn(2, 3, 50, generator=generator(0))
+    levels = running_maxima(x, 20)
+    assert len(levels) == 5  # 1, 2, 4, 8, 16
+    for k, level in enumerate(levels):
+        wanted = maximum_filter1d(x.numpy(), 2 ** k, origin=-(2 ** k // 2), mode="nearest")
+        np.testing.assert_array_equal(level[..., :50 - 2 ** k], wanted[..., :50 - 2 ** k])
+
+
+def test_a_batch_is_its_recordings_one_by_one():
+    mics = wall_array(SIZE, generator(1))
+    audio = torch.stack([scene(k, mics=mics)[0] for k in range(4)])
+    together = highest_point(audio.view(2, 2, *audio.shape[1:]), mics, SIZE, FS)
+    assert together.position.shape == (2, 2, 3) and together.power.shape == (2, 2)
+    for k, one in enumerate(audio):
+        alone = highest_point(one, mics, SIZE, FS)
+        torch.testing.assert_close(together.position.view(4, 3)[k], alone.position, rtol=0,
+                                   atol=1e-5)
+        torch.testing.assert_close(together.power.flatten()[k], alone.power, rtol=0, atol=1e-5)
+
+
+def test_fewer_cells_leave_a_larger_margin_that_still_holds():
+    audio, mics, _ = scene(4, t60=0.5, snr_db=0.0)
+    whole, cut = (highest_point(audio, mics, SIZE, FS, most=m) for m in (2e6, 200))
+    assert cut.margin > whole.margin and whole.power <= cut.power + cut.margin
+
+
+@pytest.mark.parametrize("change, told", [
+    ({"audio": torch.zeros(5, 4000)}, "needs one for each of 6"),
+    ({"room_size": (2, 0, 2)}, "room_size"), ({"fs": -1}, "fs"), ({"band": (500, 100)}, "band"),
+    ({"mics": torch.zeros(6, 2)}, "mics"), ({"audio": torch.full((6, 4000), torch.nan)}, "audio"),
+    ({"c": 0}, "c="), ({"most": 0}, "most")])
+def test_bad_input_is_refused_by_name(change, told):
+    good = {"audio": torch.randn(6, 4000), "mics": wall_array(SIZE), "room_size": SIZE, "fs": FS}
+    with pytest.raises(ValueError, match=re.escape(told)): highest_point(**(good | change))
+
+
+def test_lists_and_arrays_are_taken():
+    audio, mics, _ = scene(2)
+    here = highest_point(audio.numpy(), mics.tolist(), list(SIZE), np.int64(FS))
+    torch.testing.assert_close(here.position, highest_point(audio, mics, SIZE, FS).position)
