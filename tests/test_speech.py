@@ -1,5 +1,5 @@
 """The embedded speech: what it promises, and every way it can be damaged."""
-import shutil, warnings
+import os, shutil, sys, warnings
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +86,33 @@ def test_unreadable_files_are_named_once(tmp_path):
                                   for n in ("x.wav", "y.flac", "cut.flac")) and len(own) == 1
     (tmp_path / "ok.wav").unlink()
     with pytest.raises(ValueError, match="no readable sound file"): speech(tmp_path)
+
+
+def test_sounds_of_other_formats_are_read_or_named(tmp_path):
+    t = np.sin(np.arange(8000) / 8)
+    for name, form in (("a.wav", "WAV"), ("b.aif", "AIFF"), ("c.au", "AU"), ("d.W64", "W64"),
+                       ("e.caf", "CAF"), ("f.oga", "OGG")):
+        soundfile.write(tmp_path / name, t, 8000, format=form)
+    for name in ("x.m4a", "y.WMA", "z.opus"): (tmp_path / name).write_bytes(b"something")
+    (tmp_path / "notes.txt").write_text("no sound, no warning")
+    with pytest.warns(UserWarning) as seen: own = speech(tmp_path)
+    assert sorted(own.table.file) == ["a.wav", "b.aif", "c.au", "d.W64", "e.caf", "f.oga"]
+    assert len(seen) == 1 and all(n in str(seen[0].message) for n in ("x.m4a", "y.WMA", "z.opus"))
+    assert "notes" not in str(seen[0].message) and all(len(u) == 16000 for u in own)
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="names are Unicode there")
+def test_a_name_that_is_not_utf8_loses_only_its_file(tmp_path):
+    soundfile.write(tmp_path / "good.wav", np.ones(800) * 0.1, 8000)
+    bad = os.fsencode(tmp_path) + b"/caf\xe9.wav"
+    shutil.copy(tmp_path / "good.wav", bad)
+    with pytest.warns(UserWarning) as seen: own = speech(tmp_path)
+    assert own.table.file.tolist() == ["good.wav"] and len(own[0]) == 1600
+    assert len(seen) == 1 and r"caf\udce9.wav" in str(seen[0].message)
+    str(seen[0].message).encode()  # can be printed
+    os.remove(tmp_path / "good.wav")
+    with pytest.raises(ValueError, match="no readable sound file") as told: speech(tmp_path)
+    str(told.value).encode()
 
 
 @pytest.mark.parametrize("call, words", [

@@ -81,30 +81,39 @@ class Speech(Sequence):
         return torch.cat(parts)[start:start + wanted]
 
 # %% ../../nbs/03_workshop/02_speech.ipynb #d95caca4
-ENDINGS = (".wav", ".flac", ".ogg", ".aiff", ".mp3")
+ENDINGS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".aifc", ".mp3", ".au",
+           ".snd", ".caf", ".w64", ".rf64", ".sph")  # what is tried
+_OTHER_SOUNDS = (".m4a", ".mp4", ".aac", ".wma", ".amr", ".3gp", ".webm", ".mka", ".ape", ".wv",
+                 ".ac3", ".dsf", ".ra", ".raw", ".pcm")  # sounds that cannot be read: named
 
-def _readable(path: Path) -> float:
+def _seconds_of(path: Path) -> float:
     "Seconds of a sound file whose last sample can be read, else 0."
+    if path.suffix.lower() not in ENDINGS: return 0.0
     try:
         with soundfile.SoundFile(path) as f:
             f.seek(max(f.frames - 1, 0))
             return f.frames / f.samplerate if len(f.read(1)) else 0.0
-    except (soundfile.LibsndfileError, RuntimeError): return 0.0
+    except (soundfile.LibsndfileError, RuntimeError, UnicodeError, OSError): return 0.0
+
+def _printable(path: Path) -> str:
+    "A path whose bytes are no text, in a form that can be printed."
+    return path.as_posix().encode("utf-8", "backslashreplace").decode()
 
 # %% ../../nbs/03_workshop/02_speech.ipynb #eeb51980
 def _own_folder(folder: Path) -> pd.DataFrame:
     "The readable sound files below a folder; one warning names the others."
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
-    seconds = [_readable(p) for p in found]
-    bad = [str(p.relative_to(folder)) for p, s in zip(found, seconds) if not s]
+    found = sorted(p for p in folder.rglob("*")
+                   if p.suffix.lower() in ENDINGS + _OTHER_SOUNDS and p.is_file())
+    seconds = [_seconds_of(p) for p in found]
+    bad = [_printable(p.relative_to(folder)) for p, s in zip(found, seconds) if not s]
     good = [(p.relative_to(folder).as_posix(), p.parent.name, s)
             for p, s in zip(found, seconds) if s]
     if not good:
-        raise ValueError(f"{folder}: holds no readable sound file ({len(bad)} unreadable; looked "
-                         f"for {', '.join(ENDINGS)})")
+        raise ValueError(f"{_printable(folder)}: holds no readable sound file ({len(bad)} "
+                         f"unreadable; looked for {', '.join(ENDINGS)})")
     if bad:
-        warnings.warn(f"{folder}: skipped {len(bad)} unreadable sound files: {', '.join(bad)}",
-                      stacklevel=3)
+        warnings.warn(f"{_printable(folder)}: skipped {len(bad)} unreadable sound files: "
+                      f"{', '.join(bad)}", stacklevel=4)
     return pd.DataFrame(good, columns=["file", "voice", "seconds"])
 
 # %% ../../nbs/03_workshop/02_speech.ipynb #699433b6
