@@ -29,7 +29,7 @@ class Settings:
     profile: str = "laptop"     # smoke, laptop or paper
     device: str = "auto"        # auto, cpu, cuda or mps
     seed: int = 0               # of every experiment that is given none
-    datasets: dict[str, Path] = field(default_factory=dict)  # name -> folder, for those that are set
+    datasets: dict[str, Path] = field(default_factory=dict)  # name -> folder, of those set
     file: Path | None = None    # the file these came from
 
 # %% ../nbs/10_workbench/01_settings.ipynb #6657e95f
@@ -111,7 +111,7 @@ def _from_environment(environ) -> dict[str, str]:
     return {name[len("SSL_NB_"):].lower(): environ[name].strip() for name in names}
 
 # %% ../nbs/10_workbench/01_settings.ipynb #d59e53c9
-def load_settings(path: str | Path | None = None,  # a settings file; found by `find_settings` if None
+def load_settings(path: str | Path | None = None,  # a file; found by `find_settings` if None
                   environ=None,  # a mapping that stands for the environment; `os.environ` if None
                   ) -> Settings:
     """Read and check the settings: environment over file over defaults.
