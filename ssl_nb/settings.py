@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 # %% ../nbs/10_workbench/01_settings.ipynb #fdb633bc
-PROFILES = ("smoke", "laptop", "paper")          # seconds; minutes on two cores; the sources' full sizes
+# seconds; minutes on two cores; the sources' full sizes
+PROFILES = ("smoke", "laptop", "paper")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DATASETS = ("librispeech", "locata", "libriadhoc40", "realman")
 
@@ -28,7 +29,7 @@ class Settings:
     profile: str = "laptop"     # smoke, laptop or paper
     device: str = "auto"        # auto, cpu, cuda or mps
     seed: int = 0               # of every experiment that is given none
-    datasets: dict[str, Path] = field(default_factory=dict)  # name -> folder, for those that are set
+    datasets: dict[str, Path] = field(default_factory=dict)  # name -> folder, of those set
     file: Path | None = None    # the file these came from
 
 # %% ../nbs/10_workbench/01_settings.ipynb #6657e95f
@@ -37,8 +38,10 @@ def _root() -> Path:
     return Path(__file__).resolve().parent.parent if "__file__" in globals() else Path.cwd()
 
 def _is_ours(path: Path) -> bool:
-    "Other tools have a `settings.ini` too: ours lies beside the package or has a section that starts like `[ssl_nb]`, even a misspelt one."
-    return path.parent == _root() or "[ssl" in path.read_text(encoding="utf-8-sig", errors="replace").lower()
+    """Other tools have a `settings.ini` too: ours lies beside the package or has a section that
+    starts like `[ssl_nb]`, even a misspelt one."""
+    if path.parent == _root(): return True
+    return "[ssl" in path.read_text(encoding="utf-8-sig", errors="replace").lower()
 
 # %% ../nbs/10_workbench/01_settings.ipynb #6a3e0a1c
 def find_settings(start: Path | None = None  # folder to start from; the working folder if None
@@ -57,11 +60,13 @@ def nearest(name: str, allowed) -> str:
 # %% ../nbs/10_workbench/01_settings.ipynb #8b6bc5fa
 def _unknown(what: str, name: str, allowed, value: str | None = None) -> ValueError:
     given = "" if value is None else f" (with the value {value!r})"
-    return ValueError(f"{what} {name!r}{given} is unknown: allowed are {', '.join(allowed)}{nearest(name, allowed)}")
+    return ValueError(f"{what} {name!r}{given} is unknown: allowed are {', '.join(allowed)}"
+                      f"{nearest(name, allowed)}")
 
 def _choice(key: str, value, allowed) -> str:
     if isinstance(value, str) and value in allowed: return value
-    raise ValueError(f"{key}={value!r}: must be one of {', '.join(allowed)}{nearest(str(value), allowed)}")
+    raise ValueError(f"{key}={value!r}: must be one of {', '.join(allowed)}"
+                     f"{nearest(str(value), allowed)}")
 
 # %% ../nbs/10_workbench/01_settings.ipynb #e7a6d40a
 def check_seed(value, key: str = "seed") -> int:
@@ -75,20 +80,25 @@ def _folder(key: str, value: str, base: Path) -> Path:
     return base / Path(value).expanduser()
 
 # %% ../nbs/10_workbench/01_settings.ipynb #677b0b93
-_DEFAULTS = {"data": "data", "cache": ".cache", "runs": "runs", "profile": "laptop", "device": "auto", "seed": "0"}
-_RESERVED = ("SSL_NB_SETTINGS", "SSL_NB_RUN_FOLDER")  # not settings: the file itself, and a run's own folder
+_DEFAULTS = {"data": "data", "cache": ".cache", "runs": "runs", "profile": "laptop",
+             "device": "auto", "seed": "0"}
+# not settings: the file itself, and a run's own folder
+_RESERVED = ("SSL_NB_SETTINGS", "SSL_NB_RUN_FOLDER")
 
 def _from_file(path: Path) -> dict[str, str]:
     "Every key of both sections, refused where unknown."
     parser = configparser.ConfigParser(interpolation=None)
-    try: parser.read_string(path.read_text(encoding="utf-8-sig"))  # Windows' editor puts a byte-order mark in front
-    except (configparser.Error, UnicodeDecodeError) as e: raise ValueError(f"{path.name}: cannot be read: {e}") from e
+    # Windows' editor puts a byte-order mark in front
+    try: parser.read_string(path.read_text(encoding="utf-8-sig"))
+    except (configparser.Error, UnicodeDecodeError) as e:
+        raise ValueError(f"{path.name}: cannot be read: {e}") from e
     known = {"ssl_nb": tuple(_DEFAULTS), "datasets": DATASETS}
     values = {}
     for section in parser.sections():
         if section not in known: raise _unknown(f"{path.name}: section", section, known)
         for key, value in parser[section].items():
-            if key not in known[section]: raise _unknown(f"{path.name}: key", key, known[section], value)
+            if key not in known[section]:
+                raise _unknown(f"{path.name}: key", key, known[section], value)
             values[key] = value.strip()
     return values
 
@@ -101,26 +111,31 @@ def _from_environment(environ) -> dict[str, str]:
     return {name[len("SSL_NB_"):].lower(): environ[name].strip() for name in names}
 
 # %% ../nbs/10_workbench/01_settings.ipynb #d59e53c9
-def load_settings(path: str | Path | None = None,  # a settings file; found by `find_settings` if None
+def load_settings(path: str | Path | None = None,  # a file; found by `find_settings` if None
                   environ=None,  # a mapping that stands for the environment; `os.environ` if None
                   ) -> Settings:
     """Read and check the settings: environment over file over defaults.
 
-    Raises `FileNotFoundError` for a named file that is not there and `ValueError` for an unknown key or a bad value."""
+    Raises `FileNotFoundError` for a named file that is not there and `ValueError` for an unknown
+    key or a bad value."""
     environ = os.environ if environ is None else environ
     path = path or environ.get("SSL_NB_SETTINGS") or find_settings()
-    if path and not Path(path).is_file(): raise FileNotFoundError(f"settings file {str(path)!r}: not there")
+    if path and not Path(path).is_file():
+        raise FileNotFoundError(f"settings file {str(path)!r}: not there")
     path = Path(path).resolve() if path else None
     base = path.parent if path else _root()
     in_file, given = _from_file(path) if path else {}, _from_environment(environ)
     values = {**_DEFAULTS, **in_file, **given}
-    def folder(key):  # relative to where it was written: the shell's folder, the file's, or, for data nobody moved, the package's
-        where = Path.cwd() if key in given else _root() if key == "data" and key not in in_file else base
-        return _folder(key, values[key], where)
+    def folder(key):
+        # relative to where it was written: the shell's folder, the file's, or, for data that
+        # nobody moved, the package's
+        own = key == "data" and key not in in_file
+        return _folder(key, values[key], Path.cwd() if key in given else _root() if own else base)
     return Settings(
         **{k: folder(k) for k in ("data", "cache", "runs")},
-        profile=_choice("profile", values["profile"], PROFILES), device=_choice("device", values["device"], DEVICES),
-        seed=check_seed(values["seed"]), datasets={k: folder(k) for k in DATASETS if values.get(k)}, file=path)
+        profile=_choice("profile", values["profile"], PROFILES),
+        device=_choice("device", values["device"], DEVICES), seed=check_seed(values["seed"]),
+        datasets={k: folder(k) for k in DATASETS if values.get(k)}, file=path)
 
 # %% ../nbs/10_workbench/01_settings.ipynb #a9c45350
 def torch_device(name=None,  # auto, cpu, cuda or mps, or a `torch.device`; the settings' if None
@@ -129,10 +144,13 @@ def torch_device(name=None,  # auto, cpu, cuda or mps, or a `torch.device`; the 
     "The `torch.device` of a name. Raises `ValueError` where this machine has none of that kind."
     import torch
     given = name if isinstance(name, torch.device) else None
-    kind = _choice(key, given.type if given else load_settings().device if name is None else name, DEVICES)
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    wanted = given.type if given else load_settings().device if name is None else name
+    kind = _choice(key, wanted, DEVICES)
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+            "cpu": True}
     if kind == "auto": kind = next(k for k, there in here.items() if there)
     if not here[kind]: raise ValueError(f"{key}={kind!r}: this machine has none; use auto or cpu")
     if given and kind == "cuda" and (given.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"{key}={str(given)!r}: this machine has {torch.cuda.device_count()} of them")
+        raise ValueError(f"{key}={str(given)!r}: this machine has {torch.cuda.device_count()} of "
+                         "them")
     return given or torch.device(kind)

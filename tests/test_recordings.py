@@ -39,7 +39,7 @@ def heard_and_true(recording, start=6000, n=18, max_lag=8, distance=None):
 
 def head(folder, task=5, split="dev", sources=None, **options):
     here = folder / f"{split}/task{task}/recording1/benchmark2"
-    recordings._write_locata(here, "benchmark2", robot_head_array(),
+    recordings.write_locata(here, "benchmark2", robot_head_array(),
                              sources or {"anna": ([3.5, 2.5, 1.6], [-0.6, 0.8, 0.0])}, **options)
     return here
 
@@ -69,7 +69,7 @@ def test_locata_sound_agrees_with_truth(tmp_path, turn, start, velocity):
 
 def test_locata_other_arrays_keep_their_order_of_channels(tmp_path):
     mics = random_array(15, (1, 1, 0.6), torch.Generator().manual_seed(2), spacing=0.05) * 0.3
-    recordings._write_locata(tmp_path / "eval/task3/recording2/dicit", "dicit", mics,
+    recordings.write_locata(tmp_path / "eval/task3/recording2/dicit", "dicit", mics,
                              {"a": ([3, 3, 1.5], [0.2, 0, 0])}, turning=0.5)
     read = Locata(tmp_path, "eval", tasks=[3], array="dicit", channels=[14, 0, 7])[0]
     close(read.mics, mics[[14, 0, 7]], 1e-4)
@@ -264,8 +264,8 @@ def test_positions_need_distances():
 @pytest.fixture(scope="module")
 def adhoc(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adhoc")
-    recordings._write_adhoc40(folder, "test", "3", ADHOC40_LOUDSPEAKERS["test"][3])
-    recordings._write_adhoc40(folder, "train", "9d", (5.1, 3.6, 0.95))
+    recordings.write_libriadhoc40(folder, "test", "3", ADHOC40_LOUDSPEAKERS["test"][3])
+    recordings.write_libriadhoc40(folder, "train", "9d", (5.1, 3.6, 0.95))
     return folder
 
 
@@ -311,8 +311,8 @@ def test_adhoc40_damage_is_named(adhoc, tmp_path):
 @pytest.fixture(scope="module")
 def realman(tmp_path_factory):
     folder = tmp_path_factory.mktemp("realman")
-    recordings._write_realman(folder, start_deg=200.0, turning_deg=-90.0)
-    recordings._write_realman(folder, motion="static", start_deg=250.0)
+    recordings.write_realman(folder, start_deg=200.0, turning_deg=-90.0)
+    recordings.write_realman(folder, motion="static", start_deg=250.0)
     return folder
 
 

@@ -18,7 +18,7 @@ from .experiments import (RunFailed, circumstances, experiments, read_parameters
                                           run_experiment)
 
 # %% ../../nbs/10_workbench/06_command_line.ipynb #7a473465
-app = typer.Typer(add_completion=False, no_args_is_help=True,
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None,
                   help="Experiments of sound source localization: list, run, compare.")
 
 def refuse(error: Exception) -> typer.Exit:
@@ -52,17 +52,26 @@ def _print_rows(rows: list[dict]) -> None:
     if rows:
         typer.echo(pd.DataFrame(rows).to_string(index=False, float_format=lambda v: f"{v:.3g}"))
 
-@app.command()
-def run(name: Annotated[str, typer.Argument(help="Experiment, see `ssl-nb list`.")],
-        parameter:
-        Annotated[Optional[list[str]],
-                  typer.Option("-p", "--parameter", help="key=value, as often as needed.")] = None,
-        profile: Annotated[Optional[str], typer.Option(help=
-        f"{', '.join(PROFILES)}; the settings' if not given.")] = None,
-        seed: Annotated[Optional[int],
-                        typer.Option(help="Seed; the settings' if not given.")] = None) -> None:
-    "Run an experiment and print its table and the path of its report."
+def _print_run(folder: Path) -> None:
+    "The table of a run, its note, and where the report is."
     import json
+    summary = json.loads((folder / "metrics.json").read_text())
+    _print_rows(summary["rows"])
+    if summary["note"]: typer.echo(f"\n{summary['note']}")
+    typer.echo(f"\nreport: {folder / 'report.html'}")
+
+# %% ../../nbs/10_workbench/06_command_line.ipynb #fcca0dfa
+_EXPERIMENT = Annotated[str, typer.Argument(help="Experiment, see `ssl-nb list`.")]
+_GIVEN = Annotated[Optional[list[str]],
+                   typer.Option("-p", "--parameter", help="key=value, as often as needed.")]
+_PROFILE = Annotated[Optional[str], typer.Option(
+    help=f"{', '.join(PROFILES)}; the settings' if not given.")]
+_SEED = Annotated[Optional[int], typer.Option(help="Seed; the settings' if not given.")]
+
+@app.command()
+def run(name: _EXPERIMENT, parameter: _GIVEN = None, profile: _PROFILE = None,
+        seed: _SEED = None) -> None:
+    "Run an experiment and print its table and the path of its report."
     try: folder = run_experiment(name, _pairs(parameter or []), profile, seed)
     except ValueError as e: raise refuse(e)
     except KeyboardInterrupt:
@@ -72,33 +81,47 @@ def run(name: Annotated[str, typer.Argument(help="Experiment, see `ssl-nb list`.
         typer.secho(f"{name} failed: {e}\nHow far it came: {e.folder / 'notebook.ipynb'}", fg="red",
                     err=True)
         raise typer.Exit(1)
-    summary = json.loads((folder / "metrics.json").read_text())
-    _print_rows(summary["rows"])
-    if summary["note"]: typer.echo(f"\n{summary['note']}")
-    typer.echo(f"\nreport: {folder / 'report.html'}")
+    _print_run(folder)
 
 # %% ../../nbs/10_workbench/06_command_line.ipynb #a6d3946b
+_ROWS = Annotated[bool, typer.Option("--rows", help="Every row of every run's table.")]
+_BY = Annotated[Optional[str], typer.Option(
+    help="Columns or parameters, such as t60,method: mean and spread of the rows of each group, "
+         "beside the papers' numbers.")]
+_COMMITTED = Annotated[bool, typer.Option("--committed", help=
+    "The measured rows that come with the repository, instead of this machine's runs.")]
+_FORMAT = Annotated[Optional[str], typer.Option(
+    help="text, csv, latex or html; by the ending of --out if not given.")]
+_OUT = Annotated[Optional[Path], typer.Option(help="Write the table to this file.")]
+
+def _format_of(format: str | None, out: Path | None) -> str:
+    "The format of a table. Raises `ValueError` for a file of no known ending."
+    from ssl_nb.workbench.tables import FORMATS
+    if format or not out: return format or "text"
+    kinds = {ending: kind for kind, ending in FORMATS.items()}
+    if out.suffix.lower() in kinds: return kinds[out.suffix.lower()]
+    raise ValueError(f"--out {out}: must end in {', '.join(kinds)}, or say --format")
+
+# %% ../../nbs/10_workbench/06_command_line.ipynb #c90ddeee
+def _nothing_yet(name: str, quiet: bool, kind: str) -> bool:
+    "Say that there is no run; whether the repository's rows should be shown instead."
+    typer.echo(f"no finished run of {name} yet: try  ssl-nb run {name} --profile smoke",
+               err=kind != "text")
+    file = load_settings().data / "results" / f"{name}.csv"
+    if quiet or kind != "text" or not file.exists(): return False
+    typer.echo("What comes with the repository (--committed):\n")
+    return True
+
 @app.command("results")
-def results_command(
-    name: Annotated[str, typer.Argument(help="Experiment, see `ssl-nb list`.")],
-    rows: Annotated[bool, typer.Option("--rows", help="Every row of every run's table.")] = False,
-    by: Annotated[Optional[str],
-                  typer.Option(help="Columns or parameters, such as t60,method: mean and spread of "
-                                    "the rows of each group, beside the papers' numbers.")] = None,
-    committed:
-    Annotated[bool, typer.Option("--committed", help="The measured rows that come with the "
-                                 "repository, instead of this machine's runs.")] = False,
-    format: Annotated[Optional[str], typer.Option(help=
-    "text, csv, latex or html; by the ending of --out if not given.")] = None,
-    out: Annotated[Optional[Path], typer.Option(help="Write the table to this file.")] = None
-    ) -> None:
+def results_command(name: _EXPERIMENT, rows: _ROWS = False, by: _BY = None,
+                    committed: _COMMITTED = False, format: _FORMAT = None,
+                    out: _OUT = None) -> None:
     "Tabulate the finished runs of an experiment, and put the papers' tables beside them."
-    from ssl_nb.workbench.tables import FORMATS, format_table, paper_tables, results_table
-    kind = (format
-            or {ending: k for k, ending in FORMATS.items()}.get(out.suffix if out else "", "text"))
+    from ssl_nb.workbench.tables import format_table, paper_tables, results_table
+    keys = [c.strip() for c in by.split(",")] if by is not None else []
     try:
-        table = results_table(name, rows, [c.strip() for c in by.split(",")] if by is not None
-                                          else [], committed)
+        kind = _format_of(format, out)
+        table = results_table(name, rows, keys, committed)
         text = format_table(table, kind, name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # runs that cannot be read were told of just now
@@ -106,12 +129,7 @@ def results_command(
                       else {})
     except ValueError as e: raise refuse(e)
     if table.empty:
-        typer.echo(f"no finished run of {name} yet: try  ssl-nb run {name} --profile smoke",
-                   err=kind != "text")
-        if (committed or out or kind != "text"
-            or not (load_settings().data / "results" / f"{name}.csv").exists()):
-            return
-        typer.echo("What comes with the repository (--committed):\n")
+        if not _nothing_yet(name, committed or bool(out), kind): return
         return results_command(name, rows, by, True, kind)
     if out: out.write_text(text, encoding="utf-8")
     else: typer.echo(text, nl=not text.endswith("\n"))
@@ -134,25 +152,10 @@ def _failures(plan, failed: list) -> str:
             + "\n".join(lines))
 
 # %% ../../nbs/10_workbench/06_command_line.ipynb #94503018
-@app.command()
-def sweep(file: Annotated[Path, typer.Argument(help="YAML: experiment, profile, parameters, grid, "
-                                                    "points, seeds.")],
-          workers: Annotated[Optional[int], typer.Option(help=
-          "Points at a time on this machine; one a core if not given.")] = None,
-          scheduler: Annotated[Optional[str], typer.Option(help=
-          "An existing Dask scheduler, such as tcp://10.0.0.1:8786.")] = None,
-          dry_run: Annotated[bool, typer.Option("--dry-run", help=
-                                                "Print the points and run none.")] = False) -> None:
-    "Run an experiment at many points; those that are finished already are skipped."
-    from ssl_nb.workbench.sweeps import point_label, read_sweep, run_sweep, unfinished
-    try: plan = read_sweep(file)
-    except (ValueError, OSError) as e: raise refuse(e)
-    todo, ends = unfinished(plan), []
-    typer.echo(f"{plan.experiment}: {len(plan.points)} points, {len(plan.points) - len(todo)} "
-               f"finished, {len(todo)} to run")
-    if dry_run:
-        return typer.echo("\n".join(f"  {'to run  ' if p in todo else 'finished'}  "
-                                    f"{point_label(plan, p)}" for p in plan.points))
+def _run_points(plan, todo: list, workers: int | None, scheduler: str | None) -> list:
+    "Run the points, print a line for each, and return how they ended."
+    from ssl_nb.workbench.sweeps import point_label, run_sweep
+    ends = []
     try:
         for end in run_sweep(plan, workers, scheduler):
             ends.append(end)
@@ -163,15 +166,39 @@ def sweep(file: Annotated[Path, typer.Argument(help="YAML: experiment, profile, 
                     f"of {len(plan.points)} points are left; the others are kept. Start the same "
                     f"command again to go on.", fg="red", err=True)
         raise typer.Exit(130)
-    failed = [end for end in ends if end.reason]
+    return ends
+
+# %% ../../nbs/10_workbench/06_command_line.ipynb #06a95448
+_FILE = Annotated[Path, typer.Argument(
+    help="YAML: experiment, profile, parameters, grid, points, seeds.")]
+_WORKERS = Annotated[Optional[int], typer.Option(
+    help="Points at a time on this machine; one per core if not given.")]
+_SCHEDULER = Annotated[Optional[str], typer.Option(
+    help="An existing Dask scheduler, such as tcp://10.0.0.1:8786.")]
+_DRY_RUN = Annotated[bool, typer.Option("--dry-run", help="Print the points and run none.")]
+
+@app.command()
+def sweep(file: _FILE, workers: _WORKERS = None, scheduler: _SCHEDULER = None,
+          dry_run: _DRY_RUN = False) -> None:
+    "Run an experiment at many points; those that are finished already are skipped."
+    from ssl_nb.workbench.sweeps import point_label, read_sweep, unfinished
+    try: plan = read_sweep(file)
+    except (ValueError, OSError) as e: raise refuse(e)
+    todo = unfinished(plan)
+    typer.echo(f"{plan.experiment}: {len(plan.points)} points, {len(plan.points) - len(todo)} "
+               f"finished, {len(todo)} to run")
+    if dry_run:
+        return typer.echo("\n".join(f"  {'to run  ' if p in todo else 'finished'}  "
+                                    f"{point_label(plan, p)}" for p in plan.points))
+    failed = [end for end in _run_points(plan, todo, workers, scheduler) if end.reason]
     if failed:
         typer.secho(_failures(plan, failed), fg="red", err=True)
         raise typer.Exit(1)
     typer.echo(f"all points are finished: ssl-nb results {plan.experiment} --rows")
 
 # %% ../../nbs/10_workbench/06_command_line.ipynb #38a2eb15
-data = typer.Typer(no_args_is_help=True, help="The published data sets: what they are, what is "
-                                              "here, and how to get them.")
+data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=
+                   "The published data sets: what they are, what is here, and how to get them.")
 app.add_typer(data, name="data")
 
 @data.command("list")
@@ -210,9 +237,10 @@ def data_check(name: _NAME, part: _PART = None) -> None:
     if any(found.values()): raise typer.Exit(1)
 
 # %% ../../nbs/10_workbench/06_command_line.ipynb #d4a251ef
+_WHERE = Annotated[Optional[Path], typer.Option(help="Where to; the settings' if not given.")]
+
 @data.command("fetch")
-def data_fetch(name: _NAME, part: _PART = None, folder: Annotated[Optional[Path], typer.Option(help=
-"Where to; the settings' if not given.")] = None) -> None:
+def data_fetch(name: _NAME, part: _PART = None, folder: _WHERE = None) -> None:
     """Download, verify and unpack a set or one part of it; call it again to continue a broken
     download."""
     from ssl_nb.workshop.recordings import fetch

@@ -14,6 +14,7 @@ import ast, hashlib, json, math, os, platform, re, shutil, subprocess, sys, time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from ..arguments import choice
 from ..settings import PROFILES, check_seed, load_settings, nearest
 
 # %% ../../nbs/10_workbench/03_experiments.ipynb #79a2d230
@@ -98,6 +99,17 @@ def parse_value(parameter: Parameter, value: object) -> object:
                          f"{parameter.default!r} ({parameter.help})") from None
 
 # %% ../../nbs/10_workbench/03_experiments.ipynb #5966d00c
+def _refuse_unknown(given, known, options) -> None:
+    "Raise `ValueError` for a name that is none of the parameters, or that is given twice."
+    for name in given:
+        if name not in known:
+            raise ValueError(f"parameter {name!r} is unknown: allowed are "
+                             f"{', '.join(known)}{nearest(name, known)}")
+    for name, value in options.items():
+        if value is not None and name in given:
+            raise ValueError(f"{name}: given twice, as an option and as a parameter")
+
+# %% ../../nbs/10_workbench/03_experiments.ipynb #ccf2e5a2
 def resolve_parameters(notebook: str | Path, given: dict[str, object],  # name -> text or value
                        profile: str | None = None,
                        seed: int | None = None,  # from the settings if None and not in `given`
@@ -106,23 +118,14 @@ def resolve_parameters(notebook: str | Path, given: dict[str, object],  # name -
 
     Raises `ValueError` for an unknown name or a wrong type."""
     known, settings = read_parameters(notebook), load_settings()
-    for name in given:
-        if name not in known:
-            raise ValueError(f"parameter {name!r} is unknown: allowed are "
-                             f"{', '.join(known)}{nearest(name, known)}")
-    for name, value in (("profile", profile), ("seed", seed)):
-        if value is not None and name in given:
-            raise ValueError(f"{name}: given twice, as an option and as a parameter")
+    _refuse_unknown(given, known, {"profile": profile, "seed": seed})
     chosen = {"profile": settings.profile if profile is None else profile,
               "seed": settings.seed if seed is None else seed}
     values = ({n: p.default for n, p in known.items()}
               | {k: v for k, v in chosen.items() if k in known} | given)
     values = {n: parse_value(known[n], v) for n, v in values.items()}
     if "seed" in values: check_seed(values["seed"])
-    wanted = values.get("profile", "smoke")
-    if wanted not in PROFILES:
-        raise ValueError(f"profile={wanted!r}: must be one of "
-                         f"{', '.join(PROFILES)}{nearest(wanted, PROFILES)}")
+    choice(*PROFILES)(values.get("profile", "smoke"), "profile")
     return values
 
 # %% ../../nbs/10_workbench/03_experiments.ipynb #ea864c0f
@@ -232,6 +235,19 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 # %% ../../nbs/10_workbench/03_experiments.ipynb #8324cd95
+def _summary(name: str, notebook: Path, partial: Path, values: dict, start: float) -> dict:
+    "What `metrics.json` holds. Raises `ValueError` for an experiment that records nothing."
+    recorded = partial / "recorded.json"
+    if not recorded.exists():
+        raise ValueError(f"{notebook.name}: records nothing (its last cell must call `record`)")
+    told = json.loads(recorded.read_text())
+    recorded.unlink()
+    return {"experiment": name, "seed": values.get("seed"), "parameters": values, **told,
+            **circumstances(), "working_folder": os.getcwd(),
+            "wall_seconds": round(time.perf_counter() - start, 2),
+            "finished": datetime.now().isoformat(timespec="seconds")}
+
+# %% ../../nbs/10_workbench/03_experiments.ipynb #f174600f
 def run_experiment(
         name: str, given: dict[str, object] | None = None,  # parameters: name -> text or value
         profile: str | None = None, seed: int | None = None,  # from the settings if None
@@ -256,15 +272,8 @@ def run_experiment(
         _execute(notebook, partial, values, progress)
         _drop_progress_bars(partial / "notebook.ipynb")
         write_report(partial / "notebook.ipynb", partial / "report.html")
-        recorded = partial / "recorded.json"
-        if not recorded.exists():
-            raise ValueError(f"{notebook.name}: records nothing (its last cell must call `record`)")
-        summary = {"experiment": name, "seed": values.get("seed"), "parameters": values,
-                   **json.loads(recorded.read_text()), **circumstances(), "working_folder":
-                   os.getcwd(), "wall_seconds": round(time.perf_counter() - start, 2),
-                   "finished": datetime.now().isoformat(timespec="seconds")}
+        summary = _summary(name, notebook, partial, values, start)
         (partial / "metrics.json").write_text(json.dumps(summary, indent=1))
-        recorded.unlink()
         return _rename(partial, home / label)
     except Exception as e:  # a cell that raises, a kernel that dies: kept, to read where it stopped
         if isinstance(e, papermill.PapermillExecutionError) and "KeyboardInterrupt" in str(e):
@@ -316,25 +325,32 @@ def _machine(run: dict) -> str:
             or f"{run['hardware']['processor']}, {run['hardware']['cores']} cores")
 
 # %% ../../nbs/10_workbench/03_experiments.ipynb #5d1f2dfa
+def _row(label: str, run: dict, changed: dict, columns) -> tuple[dict, dict]:
+    "What stands before and after a run's numbers in a table."
+    head = {"run": label, "profile": run["parameters"].get("profile"),
+            "seed": run["parameters"].get("seed"),
+            "changed": ", ".join(f"{k}={v}" for k, v in changed.items()) or "-"}
+    head |= {k: str(v) if isinstance(v, list) else v for k, v in run["parameters"].items()
+             if k in columns}
+    return head, {"seconds": run["wall_seconds"],
+                  "commit": (run["git"]["commit"] or "unknown")[:8], "hardware": _machine(run)}
+
+# %% ../../nbs/10_workbench/03_experiments.ipynb #f57df5f7
 def results(name: str,  # of an experiment
-            rows: bool = False,  # every row of every run's table, instead of one row a run
+            rows: bool = False,  # every row of every run's table, instead of one row per run
             folder: str | Path | None = None,  # of experiment notebooks
-            parameters: bool = False):  # a column for each parameter that some run changed, unless the rows have one of that name
-    """All finished runs of an experiment as a pandas table, oldest first. Raises `ValueError` for
-    an unknown experiment."""
+            parameters: bool = False):  # a column for each parameter that some run changed
+    """All finished runs of an experiment as a pandas table, oldest first. A column of the rows
+    takes the place of a parameter of its name. Raises `ValueError` for an unknown experiment."""
     import pandas as pd
     defaults = {n: p.default for n, p in read_parameters(find_experiment(name, folder)).items()}
-    runs = [(label, run, {k: v for k, v in run["parameters"].items() if k not in ("profile", "seed")
-                             and v != defaults.get(k)}) for label, run in finished_runs(name)]
+    runs = [(label, run, {k: v for k, v in run["parameters"].items()
+                          if k not in ("profile", "seed") and v != defaults.get(k)})
+            for label, run in finished_runs(name)]
     columns = {k for _, _, changed in runs for k in changed} if parameters else ()
     table = []
     for label, run, changed in runs:
-        head = {"run": label, "profile": run["parameters"].get("profile"), "seed": run["parameters"]
-                .get("seed"), "changed": ", ".join(f"{k}={v}" for k, v in changed.items()) or "-"}
-        head |= {k: str(v) if isinstance(v, list) else v for k, v in run["parameters"].items()
-                    if k in columns}
-        tail = {"seconds": run["wall_seconds"], "commit": (run["git"]["commit"] or "unknown")[:8],
-                "hardware": _machine(run)}
+        head, tail = _row(label, run, changed, columns)
         table += [{**head, **numbers, **tail}
                   for numbers in (run["rows"] if rows else [run["metrics"]])]
     return pd.DataFrame(table)

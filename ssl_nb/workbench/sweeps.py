@@ -81,9 +81,8 @@ def _merge(*parts: dict) -> dict:
     return merged
 
 # %% ../../nbs/10_workbench/04_sweeps.ipynb #e47604f9
-def _combinations(asked: dict) -> Iterator[dict]:
-    "What each point gives, in the order of the file. Raises `ValueError`."
-    grid, points, seeds = asked.get("grid", {}), asked.get("points", []), asked.get("seeds", [])
+def _check_grid(grid: dict, points: list, seeds: list) -> None:
+    "Raise `ValueError` for what makes no points, or too many."
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
             raise ValueError(f"grid: {name}: {values!r}: must be a list of one value or more")
@@ -93,6 +92,11 @@ def _combinations(asked: dict) -> Iterator[dict]:
     count = (math.prod(map(len, grid.values())) * bool(grid or not points)
              + len(points)) * max(len(seeds), 1)
     if count > MOST_POINTS: raise ValueError(f"{count} points: must be at most {MOST_POINTS}")
+
+def _combinations(asked: dict) -> Iterator[dict]:
+    "What each point gives, in the order of the file. Raises `ValueError`."
+    grid, points, seeds = asked.get("grid", {}), asked.get("points", []), asked.get("seeds", [])
+    _check_grid(grid, points, seeds)
     product = ([dict(zip(grid, values)) for values in itertools.product(*grid.values())]
                if grid or not points else [])
     fixed = _merge({"profile": asked["profile"]} if "profile" in asked else {},
@@ -222,12 +226,17 @@ def differences(here: dict[str, str], there: dict[str, str]) -> str:
                      if there.get(k) != v)
 
 # %% ../../nbs/10_workbench/04_sweeps.ipynb #9083ecee
-def _check_workers(client, sweep: Sweep) -> list[str]:  # the machine of each worker
-    """Raises `ValueError` for a worker that cannot run the points; warns of one that runs other
-    versions."""
+def _refuse_worker(who: str, seen: dict, home: Path, notebook: str) -> None:
+    "Raise `ValueError` for a worker that does not see the folders."
+    for unseen, what in ((not seen["sees"], f"the runs folder {home.parent}"),
+                         (seen["about"]["notebook"] == "missing", notebook)):
+        if unseen:
+            raise ValueError(f"{who}: does not see {what}: all machines must share it under one "
+                             f"path")
+
+def _ask_workers(client, home: Path, notebook: str) -> tuple[dict, dict]:
+    "What is here, and what each worker has. Raises `ValueError` for one without this library."
     from ssl_nb.workbench.sweeps import _look  # by name, for the workers
-    home, notebook = (load_settings().runs.resolve() / sweep.experiment,
-                      str(find_experiment(sweep.experiment, sweep.folder)))
     home.mkdir(parents=True, exist_ok=True)
     probe = home / f".probe-{platform.node()}-{os.getpid()}"
     probe.touch()
@@ -236,17 +245,20 @@ def _check_workers(client, sweep: Sweep) -> list[str]:  # the machine of each wo
                                          on_error="return").items():
             if found is None or isinstance(found, Exception):
                 raise ValueError(f"worker {address}: has no ssl_nb with sweeps: {found}")
-        here, there = _look(str(probe), notebook), client.run(_look, str(probe), notebook)
+        return _look(str(probe), notebook), client.run(_look, str(probe), notebook)
     finally: probe.unlink()
+
+# %% ../../nbs/10_workbench/04_sweeps.ipynb #b5eac98c
+def _check_workers(client, sweep: Sweep) -> list[str]:  # the machine of each worker
+    """Raises `ValueError` for a worker that cannot run the points; warns of one that runs other
+    versions."""
+    home = load_settings().runs.resolve() / sweep.experiment
+    notebook = str(find_experiment(sweep.experiment, sweep.folder))
+    here, there = _ask_workers(client, home, notebook)
     for address, seen in there.items():
-        who, about = f"worker {address} on {seen['machine']}", seen["about"]
-        if not seen["sees"]:
-            raise ValueError(f"{who}: does not see the runs folder {home.parent}: all machines "
-                             f"must share it under one path")
-        if about["notebook"] == "missing":
-            raise ValueError(f"{who}: does not see {notebook}: all machines must share it under "
-                             f"one path")
-        unlike = differences(here["about"], about)
+        who = f"worker {address} on {seen['machine']}"
+        _refuse_worker(who, seen, home, notebook)
+        unlike = differences(here["about"], seen["about"])
         if unlike: warnings.warn(f"{who}: has {unlike}", stacklevel=3)
     return [seen["machine"] for seen in there.values()]
 
@@ -264,7 +276,7 @@ def _next_done(running) -> set:
 
 # %% ../../nbs/10_workbench/04_sweeps.ipynb #d5469b1f
 def _ends(client, calls: list[tuple]  # arguments of `_run_point`
-          ) -> Iterator[tuple[int, object]]:  # number of the call, its finished future or None where no worker was left
+          ) -> Iterator[tuple[int, object]]:  # number, and its future or None: no worker was left
     "The calls in the order in which they end."
     # a worker imports it by this name, also when this cell runs in a notebook
     from ssl_nb.workbench.sweeps import _run_point
@@ -312,7 +324,7 @@ def _how_it_ended(values: dict, future) -> PointEnd:
 
 # %% ../../nbs/10_workbench/04_sweeps.ipynb #f545705c
 def run_sweep(sweep: Sweep, workers: int | None = None,  # on this machine; one a core if None
-              scheduler: str | None = None,  # address of an existing Dask scheduler, such as tcp://10.0.0.1:8786
+              scheduler: str | None = None,  # of Dask, such as tcp://10.0.0.1:8786
               ) -> Iterator[PointEnd]:
     """Run the points that are not finished and hand over each as it ends. Closing the generator, as
     Ctrl-C does, stops the rest.

@@ -41,30 +41,39 @@ def _newest(table: pd.DataFrame) -> pd.DataFrame:
                                                      keep="last").run)]
 
 # %% ../../nbs/10_workbench/05_tables.ipynb #17b9eaec
-def summarize(table: pd.DataFrame,  # of rows, from `results` or `committed_results`
-              by: Sequence[str],  # columns to group by
-              ) -> pd.DataFrame:  # the groups' columns, metric, mean, min, max, n: one row for each group and numeric column
-    """Mean and spread (1) of every numeric column over the rows of each group. Raises `ValueError`
-    for an unknown column."""
+def _check_columns(table: pd.DataFrame, by: Sequence[str]) -> None:
+    "Raise `ValueError` unless `by` names different columns of the table."
     for k in by:
         if k not in table:
             raise ValueError(f"column {k!r} is unknown: there are "
                              f"{', '.join(table.columns)}{nearest(k, table.columns)}")
     if len(set(by)) < len(by) or not by:
         raise ValueError(f"by={list(by)}: must be one or more different columns")
-    parameters = {name for text in table.changed.unique()
-                  for name in re.findall(r"(?:^|, )(\w+)=", text)}
-    table, keys = _newest(table), list(by)
-    mixed = [k for k in ("profile", "changed") if k not in by
-             and (table.groupby(keys, dropna=False)[k].nunique(dropna=False) > 1).any()]
-    keys += mixed
-    metrics = [c for c in table.select_dtypes("number")
-               if c not in (*keys, *ABOUT_RUN, *parameters)]
-    if not metrics: raise ValueError(f"by={list(by)}: no numeric column is left to average")
-    for name in metrics:
+
+def _metrics(table: pd.DataFrame, keys: list[str], parameters: set[str]) -> list[str]:
+    "Columns to average: numeric, and neither keys nor parameters."
+    found = [c for c in table.select_dtypes("number")
+             if c not in (*keys, *ABOUT_RUN, *parameters)]
+    if not found: raise ValueError(f"by={keys}: no numeric column is left to average")
+    for name in found:
         if name in TAKEN:
             raise ValueError(f"column {name!r}: the name is taken by the summary itself; record it "
                              f"under another one")
+    return found
+
+# %% ../../nbs/10_workbench/05_tables.ipynb #4f13d710
+def summarize(table: pd.DataFrame,  # of rows, from `results` or `committed_results`
+              by: Sequence[str],  # columns to group by
+              ) -> pd.DataFrame:  # the groups' columns, metric, mean, min, max, n
+    """Mean and spread (1) of every numeric column over the rows of each group, one row for each.
+    Raises `ValueError` for an unknown column."""
+    _check_columns(table, by)
+    parameters = {name for text in table.changed.unique()
+                  for name in re.findall(r"(?:^|, )(\w+)=", text)}
+    table, keys = _newest(table), list(by)
+    keys += [k for k in ("profile", "changed") if k not in by
+             and (table.groupby(keys, dropna=False)[k].nunique(dropna=False) > 1).any()]
+    metrics = _metrics(table, keys, parameters)
     long = table.melt(keys, metrics, "metric").dropna(subset="value")
     long["metric"] = pd.Categorical(long.metric, metrics)  # keeps the order of the columns
     found = long.groupby([*keys, "metric"], dropna=False,
@@ -158,7 +167,8 @@ def _latex(header: list[str], rows: list[list[str]]) -> str:
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<style>body {{font-family: sans-serif; margin: 2em}} table {{border-collapse: collapse}} td, th {{padding: 0.3em 0.8em; text-align: left; border-bottom: 1px solid #ccc}}</style>
+<style>body {{font-family: sans-serif; margin: 2em}} table {{border-collapse: collapse}}
+td, th {{padding: 0.3em 0.8em; text-align: left; border-bottom: 1px solid #ccc}}</style>
 </head><body><h1>{title}</h1><table><thead>{head}</thead><tbody>
 {body}
 </tbody></table></body></html>
@@ -194,7 +204,7 @@ def format_table(table: pd.DataFrame,  # of runs, of rows, or a summary
 def results_table(name: str,  # of an experiment
                   rows: bool = False,  # every row of every run
                   by: Sequence[str] = (),  # columns to group by; parameters may be among them
-                  committed: bool = False,  # the rows that come with the repository, instead of this machine's runs
+                  committed: bool = False,  # the repository's rows, instead of this machine's runs
                   ) -> pd.DataFrame:
     """What `ssl-nb results` shows: runs, rows, or a summary beside the papers' numbers. Raises
     `ValueError` for what is unknown."""
@@ -208,8 +218,8 @@ def results_table(name: str,  # of an experiment
 
 # %% ../../nbs/10_workbench/05_tables.ipynb #2b132361
 def paper_tables(name: str,  # of an experiment
-                 committed: bool = False,  # the rows that come with the repository, instead of this machine's runs
-                 ) -> dict[str, pd.DataFrame]:  # source -> texts, one row a cell: the papers' numbers beside means and spreads of ours
+                 committed: bool = False,  # the repository's rows, instead of this machine's runs
+                 ) -> dict[str, pd.DataFrame]:  # source -> texts, one row per cell of the paper
     """The papers' tables with our cells beside theirs: `-` where nothing was run, `/` where no run
     has the number. Empty without papers or runs. Raises `ValueError` as `results_table`."""
     file = load_settings().data / "papers" / f"{name}.csv"

@@ -6,7 +6,8 @@ Docs: https://ssl-nb.github.io/ssl_nb/03_workshop/recordings.html.md"""
 
 # %% auto #0
 __all__ = ['LIBRISPEECH', 'LOCATA_ARRAYS', 'ADHOC40_MICS', 'ADHOC40_LOUDSPEAKERS', 'RECORDING_PARTS', 'Recording', 'LibriSpeech',
-           'Locata', 'LibriAdhoc40', 'realman_array', 'RealMAN', 'downloads', 'fetch', 'missing_recordings']
+           'Locata', 'write_locata', 'LibriAdhoc40', 'write_libriadhoc40', 'realman_array', 'RealMAN', 'write_realman',
+           'downloads', 'fetch', 'missing_recordings']
 
 # %% ../../nbs/03_workshop/05_recordings.ipynb #c75873af
 import re, shutil, stat, tarfile, tempfile, warnings, zipfile
@@ -20,10 +21,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from ..acoustics.signals import read_audio, resample
-from ..settings import load_settings, nearest
+from ..arguments import as_numbers, as_path, choice, count, door
+from ..settings import load_settings
 from .speech import Speech
 
-# %% ../../nbs/03_workshop/05_recordings.ipynb #8b4e5284
+# %% ../../nbs/03_workshop/05_recordings.ipynb #8c9bdc64
 @dataclass(frozen=True)
 class Recording:
     "What an array heard and where the sources were; everything in the array's own frame."
@@ -32,11 +34,11 @@ class Recording:
     mics: Float[Tensor, "mics 3"]  # m
     times: Float[Tensor, "frames"]  # at which the truth is known, s after the first sample
     directions: Float[Tensor, "sources frames 3"]  # unit vectors from the array towards the sources
-    activity: Bool[Tensor, "sources frames"]  # is the source heard; True throughout where the set does not mark it
+    activity: Bool[Tensor, "sources frames"]  # is it heard; True throughout where not marked
     sources: tuple[str, ...]  # their names
     name: str
     distances: Float[Tensor, "sources frames"] | None = None  # m; None where they are not known
-    rotations: Float[Tensor, "frames 3 3"] | None = None  # from the array's frame to the world's; None where they are the same
+    rotations: Float[Tensor, "frames 3 3"] | None = None  # from the array's frame to the world's
     origins: Float[Tensor, "frames 3"] | None = None  # of the array's frame, in the world's, m
     horizontal: bool = False  # only azimuths are known, and the directions lie in the xy-plane
 
@@ -47,7 +49,8 @@ class Recording:
             raise ValueError(f"{self.name}: no distances are known, only directions")
         return self.directions * self.distances[..., None]
 
-    def at(self, times: Float[Tensor, "new_frames"]) -> "Recording":  # s after the first sample
+    @door(times=as_numbers)
+    def at(self, times: Float[Tensor, "new_frames"]):  # s after the first sample
         "The same recording with its truth at other times, equation (1)."
         return _truth_at(self, times)
 
@@ -82,24 +85,19 @@ def _set_folder(name, folder):
     if folder is None:
         raise ValueError(f"{name}: no folder is set; write it in settings.ini ([datasets], key "
                          f"{name!r}), in SSL_NB_{name.upper()}, or give `folder`")
-    if not Path(folder).expanduser().is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder (settings key {name!r})")
-    return Path(folder).expanduser()
+    folder = as_path(folder, "folder")
+    if folder.is_dir(): return folder
+    raise FileNotFoundError(f"{folder}: no such folder (settings key {name!r})")
 
 # %% ../../nbs/03_workshop/05_recordings.ipynb #38ca5862
-def _one_of(what, value, allowed):
-    if value not in allowed:
-        raise ValueError(f"{what}={value!r}: must be one of "
-                         f"{', '.join(map(str, allowed))}{nearest(str(value), map(str, allowed))}")
-    return value
+def _one_of(what, value, allowed): return choice(*allowed)(value, what)
 
-# %% ../../nbs/03_workshop/05_recordings.ipynb #9eb70942
 def _chosen(channels, n_mics):
     "Indices of the channels that are wanted, all if None."
-    chosen = list(range(n_mics)) if channels is None else [int(c) for c in channels]
-    if not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 0 or max(chosen) >= n_mics:
-        raise ValueError(f"channels={chosen}: must be different numbers from 0 to {n_mics - 1}")
-    return chosen
+    one = count(0, n_mics - 1)
+    chosen = [one(c, "channels") for c in (range(n_mics) if channels is None else channels)]
+    if chosen and len(set(chosen)) == len(chosen): return chosen
+    raise ValueError(f"channels={chosen}: must be different numbers from 0 to {n_mics - 1}")
 
 # %% ../../nbs/03_workshop/05_recordings.ipynb #e882229f
 def _read_whole(path):
@@ -128,9 +126,8 @@ def _read_channels(paths, fs):
 class _Recordings(Sequence):
     "Recordings on disk: `set[i]` reads one, `set.table` describes them all."
     def __init__(self, folder, table, fs, channels):
-        if not fs >= 1: raise ValueError(f"fs={fs} Hz: must be at least 1")
-        self.folder, self.table, self.fs, self.channels = (folder, table.reset_index(drop=True), fs,
-                                                           channels)
+        self.folder, self.table = folder, table.reset_index(drop=True)
+        self.fs, self.channels = count()(fs, "fs"), channels
 
     def __len__(self): return len(self.table)
 
@@ -146,32 +143,43 @@ LIBRISPEECH = {"dev-clean": 2703, "dev-other": 2864, "test-clean": 2620, "test-o
                "train-other-500": 148688}  # subset: utterances
 
 # %% ../../nbs/03_workshop/05_recordings.ipynb #f806a923
+def _utterances(folder, subsets):
+    "A table of the sound files of some subsets. Raises `FileNotFoundError` or `ValueError`."
+    for s in subsets:
+        if not (folder / s).is_dir():
+            raise FileNotFoundError(f"{folder / s}: missing; fetch it with: ssl-nb data fetch "
+                                    f"librispeech --part {s}")
+    files = [p for s in subsets
+             for p in sorted((folder / s).glob("*/*/[0-9]*-[0-9]*-[0-9]*.flac"))]
+    if not files: raise ValueError(f"{folder}: no utterance in {', '.join(subsets)}")
+    rows = [(p.relative_to(folder).as_posix(), p.name.split("-")[0], p.name.split("-")[1],
+             p.relative_to(folder).parts[0]) for p in files]
+    return pd.DataFrame(rows, columns=["file", "voice", "chapter", "subset"])
+
+# %% ../../nbs/03_workshop/05_recordings.ipynb #f40a9a0b
 class LibriSpeech(Speech):
     """Subsets of LibriSpeech. Raises `FileNotFoundError` for a folder that is not there,
     `ValueError` for an unknown subset."""
-    def __init__(self, folder: str | Path | None = None,  # holds LibriSpeech/ or the subsets; the settings' if None
+    def __init__(self, folder: str | Path | None = None,  # holds the subsets; the settings' if None
                  subsets: str | Sequence[str] = "train-clean-100", fs: int = 16000):  # Hz
+        named = [subsets] if isinstance(subsets, str) else subsets
         folder = _set_folder("librispeech", folder)
         folder = folder / "LibriSpeech" if (folder / "LibriSpeech").is_dir() else folder
-        self.subsets = [_one_of("subsets", s, LIBRISPEECH)
-                        for s in ([subsets] if isinstance(subsets, str) else subsets)]
-        for s in self.subsets:
-            if not (folder / s).is_dir():
-                raise FileNotFoundError(f"{folder / s}: missing; fetch it with: ssl-nb data fetch "
-                                        f"librispeech --part {s}")
-        files = [p for s in self.subsets
-                 for p in sorted((folder / s).glob("*/*/[0-9]*-[0-9]*-[0-9]*.flac"))]
-        if not files: raise ValueError(f"{folder}: no utterance in {', '.join(self.subsets)}")
-        rows = [(p.relative_to(folder).as_posix(), p.name.split("-")[0], p.name.split("-")[1],
-                 p.relative_to(folder).parts[0]) for p in files]
-        super().__init__(folder,
-                         pd.DataFrame(rows, columns=["file", "voice", "chapter", "subset"]), fs)
+        self.subsets = [_one_of("subsets", s, LIBRISPEECH) for s in named]
+        super().__init__(folder, _utterances(folder, self.subsets), fs)
 
     def missing(self) -> list[str]:
         "What the published subsets hold beyond what is here."
         counts = self.table.subset.value_counts()
         return [f"{s}: {counts.get(s, 0)} of {LIBRISPEECH[s]} utterances" for s in self.subsets
                 if counts.get(s, 0) < LIBRISPEECH[s]]
+
+# %% ../../nbs/03_workshop/05_recordings.ipynb #4f0d9972
+def _into_frame(points, place, turn):
+    """Equation (2): points (looks, ..., 3) of the world in the frame of an array at `place` (looks,
+    3), turned by `turn` (looks, 3, 3)."""
+    return np.einsum("kji,k...j->k...i", turn,
+                     points - place.reshape(len(place), *[1] * (points.ndim - 2), 3))
 
 # %% ../../nbs/03_workshop/05_recordings.ipynb #bd0ef972
 def _numbers(path, columns, only_first=False):
@@ -209,18 +217,24 @@ def _seconds(clock, path):
     return (minutes - pd.Timestamp(2000, 1, 1)).dt.total_seconds().to_numpy() + clock[:, 5]
 
 # %% ../../nbs/03_workshop/05_recordings.ipynb #20472011
-def _locata_looks(here, array, seconds):
-    """Time, place, turn and microphones at every valid look within the audio, and which looks those
-    are."""
-    clock = _numbers(here / "required_time.txt", [*_CLOCK, "valid_flag"])
-    mics = [f"mic{m}_{c}" for m in range(1, LOCATA_ARRAYS[array] + 1) for c in "xyz"]
+def _locata_tables(here, array):
+    "Clock with its flags, places (looks, ...), and when the audio starts, s; or `ValueError`."
+    stamps = here / f"audio_array_timestamps_{array}.txt"
     path = here / f"position_array_{array}.txt"
+    mics = [f"mic{m}_{c}" for m in range(1, LOCATA_ARRAYS[array] + 1) for c in "xyz"]
+    clock = _numbers(here / "required_time.txt", [*_CLOCK, "valid_flag"])
     place = _numbers(path, _PLACE + _TURN + mics)
     if len(place) != len(clock):
         raise ValueError(f"{path}: {len(place)} rows, required_time.txt has {len(clock)}")
-    stamps = here / f"audio_array_timestamps_{array}.txt"
     start = (_seconds(_numbers(stamps, _CLOCK, only_first=True), stamps) if stamps.is_file()
              else _seconds(clock[:1], path))
+    return clock, place, start
+
+# %% ../../nbs/03_workshop/05_recordings.ipynb #34805709
+def _locata_looks(here, array, seconds):
+    """Time, place, turn and microphones at every valid look within the audio, and which looks those
+    are."""
+    clock, place, start = _locata_tables(here, array)
     times = _seconds(clock, here / "required_time.txt") - start
     if times[-1] > seconds + 0.5:
         raise ValueError(f"{here.name}: the audio lasts {seconds:.4g} s and its truth "
@@ -234,16 +248,9 @@ def _locata_looks(here, array, seconds):
         raise ValueError(f"{here / 'required_time.txt'}: malformed: the time runs backwards")
     if not (np.isfinite(place).all()
             and np.allclose(turn @ turn.transpose(0, 2, 1), np.eye(3), atol=0.01)):
-        raise ValueError(f"{path}: malformed: a number is missing where valid_flag is 1, or a "
-                         f"rotation is none")
+        raise ValueError(f"{here / f'position_array_{array}.txt'}: malformed: a number is missing "
+                         f"where valid_flag is 1, or a rotation is none")
     return times, place[:, :3], turn, place[:, 12:].reshape(len(place), -1, 3), looks
-
-# %% ../../nbs/03_workshop/05_recordings.ipynb #34805709
-def _into_frame(points, place, turn):
-    """Equation (2): points (looks, ..., 3) of the world in the frame of an array at `place` (looks,
-    3), turned by `turn` (looks, 3, 3)."""
-    return np.einsum("kji,k...j->k...i", turn,
-                     points - place.reshape(len(place), *[1] * (points.ndim - 2), 3))
 
 # %% ../../nbs/03_workshop/05_recordings.ipynb #e28b8088
 def _locata_activity(path, times, rate, n_samples):
@@ -344,8 +351,8 @@ def _read_locata(here, array, fs, channels, name):
 
 # %% ../../nbs/03_workshop/05_recordings.ipynb #2f03635f
 def _hear(mics, sources, seconds, fs, seed=0):
-    """What microphones hear of noise sources. `mics(t)` and each of `sources(t)` give world
-    positions (time, [mics,] 3). For tests: free field, no loss."""
+    """What microphones hear of noise sources, free field and no loss. `mics(t)` and each of
+    `sources(t)` give world positions (time, [mics,] 3)."""
     rng, t = np.random.default_rng(seed), np.arange(round(seconds * fs)) / fs
     grid = np.arange(-0.1, seconds + 0.1, 1 / (16 * fs))
     audio = np.zeros((len(mics(t[:1])[0]), len(t)))
@@ -373,38 +380,43 @@ def _write_clock(path, seconds, more=(), values=None):
     _write_table(path, [*_CLOCK, *more], clock if values is None else np.hstack([clock, values]))
 
 # %% ../../nbs/03_workshop/05_recordings.ipynb #325eb1cb
-def _write_locata(here, array, mics, sources, seconds=1.0, turning=0.0, fs=48000):
-    """A recording in LOCATA's layout: `mics` (mics, 3) in the array's frame, `sources` {name:
-    (start, velocity)} in the world's, `turning` in rad/s."""
+def _turns(t, turning):
+    "How an array stands that is tilted and turns at `turning` rad/s: matrices (time, 3, 3)."
+    a = 0.4 + turning * t
+    tilt = np.array([[1, 0, 0], [0, np.cos(0.3), -np.sin(0.3)], [0, np.sin(0.3), np.cos(0.3)]])
+    c, s, o = np.cos(a), np.sin(a), 0 * a
+    return np.stack([np.stack([c, -s, o], -1), np.stack([s, c, o], -1),
+                     np.stack([o, o, o + 1], -1)], -2) @ tilt
+
+# %% ../../nbs/03_workshop/05_recordings.ipynb #c0b606de
+def write_locata(here: Path,  # the folder of the recording, .../dev/task5/recording1/benchmark2
+                 array: str, mics,  # (mics, 3) in the array's frame, m
+                 sources: dict,  # name -> (start, velocity) in the world, m and m/s
+                 seconds: float = 1.0, turning: float = 0.0,  # of the array, rad/s
+                 fs: int = 48000) -> None:
+    "A recording of noise in LOCATA's layout; the audio begins 4 ms after the tracker."
     here.mkdir(parents=True)
-    place, late = np.array([1.5, 2.0, 1.2]), 0.004  # the audio begins 4 ms after the tracker
-    def turn(t):
-        a, tilt = 0.4 + turning * t, np.array([[1, 0, 0], [0, np.cos(0.3), -np.sin(0.3)],
-                                               [0, np.sin(0.3), np.cos(0.3)]])
-        c, s, o = np.cos(a), np.sin(a), 0 * a
-        return np.stack([np.stack([c, -s, o], -1), np.stack([s, c, o], -1),
-                         np.stack([o, o, o + 1], -1)], -2) @ tilt
-    walk = {name: (lambda t, p=np.array(p), v=np.array(v): p + t[:, None] * v)
-                  for name, (p, v) in sources.items()}
-    world = lambda t: place + np.einsum("kij,mj->kmi", turn(t), np.asarray(mics))
-    audio = _hear(world, walk.values(), seconds, fs)
+    place, late = np.array([1.5, 2.0, 1.2]), 0.004
+    walks = {name: (lambda t, p=np.array(p), v=np.array(v): p + t[:, None] * v)
+             for name, (p, v) in sources.items()}
+    world = lambda t: place + np.einsum("kij,mj->kmi", _turns(t, turning), np.asarray(mics))
+    audio = _hear(world, walks.values(), seconds, fs)
+    n, looks = audio.shape[1], np.arange(0, seconds + late, 1 / 120)
     soundfile.write(here / f"audio_array_{array}.wav", audio.numpy().T, fs, subtype="PCM_24")
-    _write_clock(here / f"audio_array_timestamps_{array}.txt",
-                 late + np.arange(audio.shape[1]) / fs)
-    looks = np.arange(0, seconds + late, 1 / 120)
-    t, flat = looks - late, turn(looks - late).reshape(-1, 9)
+    _write_clock(here / f"audio_array_timestamps_{array}.txt", late + np.arange(n) / fs)
     _write_clock(here / "required_time.txt", looks, ["valid_flag"],
                  (np.arange(len(looks)) != 60)[:, None])  # one look failed
-    names = [*_PLACE, "ref_vec_x", "ref_vec_y", "ref_vec_z", *_TURN]
-    values = np.hstack([0 * t[:, None] + place, turn(t)[:, :, 1], flat])
+    t, names = looks - late, [*_PLACE, "ref_vec_x", "ref_vec_y", "ref_vec_z", *_TURN]
+    turn = _turns(t, turning)
     _write_clock(here / f"position_array_{array}.txt", looks,
                  names + [f"mic{m + 1}_{c}" for m in range(len(mics)) for c in "xyz"],
-                 np.hstack([values, world(t).reshape(len(t), -1)]))
-    for name, path in walk.items():
-        _write_clock(here / f"position_source_{name}.txt", looks, names,
-                     np.hstack([path(t), values[:, 3:6], 0 * flat + np.eye(3).ravel()]))
+                 np.hstack([0 * t[:, None] + place, turn[:, :, 1], turn.reshape(-1, 9),
+                            world(t).reshape(len(t), -1)]))
+    for name, walk in walks.items():
+        _write_clock(here / f"position_source_{name}.txt", looks, names, np.hstack(
+            [walk(t), turn[:, :, 1], np.zeros((len(t), 9)) + np.eye(3).ravel()]))
         _write_table(here / f"VAD_{array}_{name}.txt", ["VAD"],
-                     (np.arange(audio.shape[1]) / fs > 0.3 * seconds)[:, None])
+                     (np.arange(n) / fs > 0.3 * seconds)[:, None])
 
 # %% ../../nbs/03_workshop/05_recordings.ipynb #a87592e0
 def _grid(columns, rows, height):
@@ -426,48 +438,56 @@ ADHOC40_LOUDSPEAKERS = {  # split: number of the place: position, m
         [(2.7, 4.4), (2.7, 2.8), (2.7, 1.2), (4.3, 1.2), (5.9, 1.2), (8.3, 2.0), (8.3, 3.6),
          (8.3, 5.2), (5.1, 3.6)])}, "dev": _far_side, "test": _far_side}
 
-# %% ../../nbs/03_workshop/05_recordings.ipynb #c84cebed
+# %% ../../nbs/03_workshop/05_recordings.ipynb #86efe60a
 class LibriAdhoc40(_Recordings):
-    """Libri-adhoc40: forty files an utterance, positions in the room. Raises `FileNotFoundError` or
-    `ValueError` that names the file."""
+    """Libri-adhoc40: forty files per utterance, positions in the room. Raises `FileNotFoundError`
+    or `ValueError` that names the file."""
     def __init__(
         self,
         folder: str | Path | None = None,  # holds adhoc40-train/ and so on; the settings' if None
         split: str = "test", fs: int = 16000,
         channels: Sequence[int] | None = None):  # Hz; microphones from 0, all if None
         folder = _set_folder("libriadhoc40", folder)
-        root = folder / f"adhoc40-{_one_of('split', split, tuple(ADHOC40_MICS))}"
-        if not root.is_dir():
-            raise FileNotFoundError(f"{root}: missing (settings key 'libriadhoc40')")
-        names = sorted({str(p.relative_to(folder)).rsplit("-ch-", 1)[0]
-                        for p in root.glob("pos*/*/*/*-ch-*.wav")})
-        if not names:
-            raise ValueError(f"{root}: no recording (looked for pos "
-                             f"*/SPEAKER/CHAPTER/NAME-ch-1.wav)")
-        table = pd.DataFrame({"name": [n.replace("\\", "/") for n in names]})
-        table[["position", "voice", "chapter"]] = table.name.str.split("/").str[1:4].tolist()
-        self.split = split
+        self.split = _one_of("split", split, tuple(ADHOC40_MICS))
+        table = _adhoc40_table(folder, folder / f"adhoc40-{split}")
         super().__init__(folder, table, fs, _chosen(channels, 40))
 
     def _files(self, row):
         return [self.folder / f"{row['name']}-ch-{c + 1}.wav" for c in self.channels]
 
     def _read(self, row):
-        number = re.fullmatch(r"pos\s*(\d+)[ud]?", row["position"])
-        known = ADHOC40_LOUDSPEAKERS[self.split]
-        if not number or int(number[1]) not in known:
-            raise ValueError(f"{row['name']}: folder {row['position']!r} is none of pos "
-                             f"{', pos '.join(map(str, known))} (or 9u, 9d)")
-        place = torch.tensor(known[int(number[1])])
+        place = _adhoc40_place(row, ADHOC40_LOUDSPEAKERS[self.split])
         audio = _read_channels(self._files(row), self.fs)
         return Recording(audio, self.fs, ADHOC40_MICS[self.split][self.channels], torch.zeros(1),
                          (place / place.norm())[None, None], torch.ones(1, 1, dtype=torch.bool),
                          (row["voice"],), row["name"], place.norm()[None, None])
 
-# %% ../../nbs/03_workshop/05_recordings.ipynb #b4149ceb
-def _write_adhoc40(folder, split, position, place, seconds=0.3, utterance="229-130880-0017",
-                   fs=16000):
-    "An utterance in Libri-adhoc40's layout, from a source at `place`."
+# %% ../../nbs/03_workshop/05_recordings.ipynb #d3efbcc3
+def _adhoc40_table(folder, root):
+    "The recordings below `root`. Raises `FileNotFoundError` or `ValueError`."
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: missing (settings key 'libriadhoc40')")
+    names = sorted({str(p.relative_to(folder)).rsplit("-ch-", 1)[0].replace("\\", "/")
+                    for p in root.glob("pos*/*/*/*-ch-*.wav")})
+    if not names:
+        raise ValueError(f"{root}: no recording (looked for pos */SPEAKER/CHAPTER/NAME-ch-1.wav)")
+    table = pd.DataFrame({"name": names})
+    table[["position", "voice", "chapter"]] = table.name.str.split("/").str[1:4].tolist()
+    return table
+
+def _adhoc40_place(row, known):
+    "Where the loudspeaker of a recording stood, m."
+    number = re.fullmatch(r"pos\s*(\d+)[ud]?", row["position"])
+    if number and int(number[1]) in known: return torch.tensor(known[int(number[1])])
+    raise ValueError(f"{row['name']}: folder {row['position']!r} is none of pos "
+                     f"{', pos '.join(map(str, known))} (or 9u, 9d)")
+
+# %% ../../nbs/03_workshop/05_recordings.ipynb #812ccbc8
+def write_libriadhoc40(folder: Path, split: str,  # train, dev or test
+                       position: str, place,  # as in "9u"; of the loudspeaker, m
+                       seconds: float = 0.3, utterance: str = "229-130880-0017",
+                       fs: int = 16000) -> None:
+    "An utterance of noise in Libri-adhoc40's layout, from a source at `place`."
     speaker, chapter, _ = utterance.split("-")
     here = folder / f"adhoc40-{split}" / f"pos {position}" / speaker / chapter
     here.mkdir(parents=True)
@@ -476,6 +496,8 @@ def _write_adhoc40(folder, split, position, place, seconds=0.3, utterance="229-1
                   [lambda t: np.broadcast_to(place, (len(t), 3))], seconds, fs)
     for m in range(40): soundfile.write(here / f"{utterance}-ch-{m + 1}.wav", audio[m].numpy(), fs)
     soundfile.write(here / f"{utterance}-anechoic.wav", audio[0].numpy(), fs)
+
+_write_adhoc40 = write_libriadhoc40  # its former name
 
 # %% ../../nbs/03_workshop/05_recordings.ipynb #80bad326
 def realman_array() -> Float[Tensor, "32 3"]:
@@ -487,6 +509,25 @@ def realman_array() -> Float[Tensor, "32 3"]:
     return torch.cat([torch.zeros(1, 3), 0.03 * ring, 0.06 * ring, 0.09 * ring, rest])
 
 # %% ../../nbs/03_workshop/05_recordings.ipynb #fa178f86
+def _realman_labels(file):
+    "RealMAN's table of one split. Raises `FileNotFoundError` or `ValueError`."
+    if not file.is_file(): raise FileNotFoundError(f"{file}: missing (settings key 'realman')")
+    table = pd.read_csv(file, dtype=str, encoding="utf-8-sig")
+    lacking = {"filename", "angle(°)"} - set(table.columns)
+    if lacking or table[["filename", "angle(°)"]].isna().any(axis=None):
+        raise ValueError(f"{file}: malformed: no column or an empty cell in "
+                         f"{', '.join(sorted(lacking)) or 'filename, angle(°)'}")
+    table = table.rename(columns={"angle(°)": "azimuth_deg"}).drop(
+        columns=[c for c in table if c.startswith("Unnamed")])
+    table.insert(0, "name",
+                 table.pop("filename").str.replace(r"(_CH\d+)?\.flac$", "", regex=True))
+    if (table.name.str.count("/") != 5).any():
+        raise ValueError(f"{file}: malformed: {table.name.iloc[0]!r} is not "
+                         f"SPLIT/KIND/SCENE/MOTION/SPEAKER/NAME")
+    table.insert(1, "scene", table.name.str.split("/").str[2])
+    return table
+
+# %% ../../nbs/03_workshop/05_recordings.ipynb #8fefda17
 class RealMAN(_Recordings):
     """RealMAN: azimuths of one standing or carried loudspeaker. Raises `FileNotFoundError` or
     `ValueError` that names the file."""
@@ -496,24 +537,10 @@ class RealMAN(_Recordings):
         motion: str = "moving",  # or static
         fs: int = 16000, channels: Sequence[int] | None = None):  # Hz; 0 to 31, all if None
         folder = _set_folder("realman", folder)
-        split, motion = (_one_of("split", split, ("train", "val", "test")),
-                         _one_of("motion", motion, ("moving", "static")))
+        split = _one_of("split", split, ("train", "val", "test"))
+        motion = _one_of("motion", motion, ("moving", "static"))
         self.labels = folder / split / f"{split}_{motion}_source_location.csv"
-        if not self.labels.is_file():
-            raise FileNotFoundError(f"{self.labels}: missing (settings key 'realman')")
-        table = pd.read_csv(self.labels, dtype=str, encoding="utf-8-sig")
-        lacking = {"filename", "angle(°)"} - set(table.columns)
-        if lacking or table[["filename", "angle(°)"]].isna().any(axis=None):
-            raise ValueError(f"{self.labels}: malformed: no column or an empty cell in "
-                             f"{', '.join(sorted(lacking)) or 'filename, angle(°)'}")
-        table = table.rename(columns={"angle(°)": "azimuth_deg"}).drop(
-            columns=[c for c in table if c.startswith("Unnamed")])
-        table.insert(0, "name",
-                     table.pop("filename").str.replace(r"(_CH\d+)?\.flac$", "", regex=True))
-        if (table.name.str.count("/") != 5).any():
-            raise ValueError(f"{self.labels}: malformed: {table.name.iloc[0]!r} is not "
-                             f"SPLIT/KIND/SCENE/MOTION/SPEAKER/NAME")
-        table.insert(1, "scene", table.name.str.split("/").str[2])
+        table = _realman_labels(self.labels)
         for scene in scenes or (): _one_of("scenes", scene, sorted(table.scene.unique()))
         super().__init__(folder, table if scenes is None else table[table.scene.isin(scenes)], fs,
                          _chosen(channels, 32))
@@ -546,9 +573,11 @@ def _read_realman(files, name, azimuth_deg, fs, mics, labels):
 def _horizontal(azimuth): return torch.stack([azimuth.cos(), azimuth.sin(), 0 * azimuth], -1)
 
 # %% ../../nbs/03_workshop/05_recordings.ipynb #0af7b334
-def _write_realman(folder, split="val", scene="OfficeRoom3", motion="moving", seconds=1.0,
-                   start_deg=30.0, turning_deg=0.0, fs=48000):
-    "A recording in RealMAN's layout: a source 2 m away that circles the array."
+def write_realman(folder: Path, split: str = "val", scene: str = "OfficeRoom3",
+                  motion: str = "moving", seconds: float = 1.0, start_deg: float = 30.0,
+                  turning_deg: float = 0.0,  # per second
+                  fs: int = 48000) -> None:
+    "A recording of noise in RealMAN's layout: a source 2 m away that circles the array."
     name = (f"{split}/{'ma_speech' if split == 'train' else 'ma_noisy_speech'}/"
             f"{scene}/{motion}/0010/{split.upper()}_{motion[0].upper()}_OFF3_0010_0003")
     (folder / name).parent.mkdir(parents=True)
@@ -576,35 +605,41 @@ def downloads(
                        na_values={"bytes": [""], "unpacked": [""]})
 
 # %% ../../nbs/03_workshop/05_recordings.ipynb #120d4870
+def _pour(answer, file, size, bar):
+    "Write what a server sends. Raises `OSError` for more than was announced."
+    while block := answer.read(1 << 20):
+        bar.update(file.write(block))
+        if file.tell() > size: raise OSError(f"more than the {size} bytes that were announced")
+
+def _ask(url, have):
+    "Open a connection that sends what comes after the first `have` bytes."
+    import urllib.request
+    headers = {"User-Agent": "ssl_nb", "Accept-Encoding": "identity"}
+    if have: headers["Range"] = f"bytes={have}-"
+    return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60)
+
+# %% ../../nbs/03_workshop/05_recordings.ipynb #1a64f5ba
 def _continue_download(url, target, kept, size, progress):
     """Bring `url` to `target` by way of `kept`, which stays when the connection breaks and is
     continued by the next call."""
-    import urllib.request
     from tqdm import tqdm
-    have = kept.stat().st_size if kept.exists() else 0
-    if have > size: have = 0
-    headers = {"User-Agent": "ssl_nb", "Accept-Encoding": "identity",
-               **({"Range": f"bytes={have}-"} if have else {})}
+    here = lambda: kept.stat().st_size if kept.exists() else 0
+    have = here() if here() <= size else 0
     try:
         if have < size:
-            with urllib.request.urlopen(urllib.request.Request(url, headers=headers),
-                                        timeout=60) as answer:
+            with _ask(url, have) as answer:
                 if answer.status != 206: have = 0  # this server does not continue
                 elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
                     raise OSError("the server sent another range than was asked for")
                 with (open(kept, "ab" if have else "wb") as f,
                       tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=kept.stem,
-                           disable=None if progress else True) as bar):
-                    while block := answer.read(1 << 20):
-                        bar.update(f.write(block))
-                        if f.tell() > size:
-                            raise OSError(f"more than the {size} bytes that were announced")
+                           disable=None if progress else True) as bar): _pour(answer, f, size, bar)
     except OSError as e:
-        raise OSError(f"{url}: {e}; {kept.stat().st_size if kept.exists() else 0} of {size} bytes "
-                      f"are here; run it again to continue") from e
-    if (got := kept.stat().st_size) < size:
-        raise OSError(f"{url}: the connection broke after {got} of {size} bytes; run it again to "
-                      f"continue")
+        raise OSError(f"{url}: {e}; {here()} of {size} bytes are here; run it again to "
+                      f"continue") from e
+    if here() < size:
+        raise OSError(f"{url}: the connection broke after {here()} of {size} bytes; run it again "
+                      f"to continue")
     shutil.move(kept, target)
 
 # %% ../../nbs/03_workshop/05_recordings.ipynb #acef1a88
@@ -652,6 +687,32 @@ def _parts(name, part, table):
     return list(rows.itertuples())
 
 # %% ../../nbs/03_workshop/05_recordings.ipynb #c41f0922
+def _check_row(name, row):
+    "Raise `ValueError` for a part that cannot be fetched."
+    if not row.url: raise ValueError(f"{name}: {row.instructions}")
+    if not (re.match("https?://", row.url)
+            and re.fullmatch("(md5|sha256):[0-9a-f]+", row.checksum)):
+        raise ValueError(f"{name}, {row.part}: the table gives no http address or no checksum")
+
+def _fetch_part(folder, name, row, progress):
+    "Download, verify and unpack one part."
+    import pooch
+    archive = folder / f"{name}-{row.part}.archive"
+    kept = archive.with_name(archive.name + ".part")
+    here = sum(p.stat().st_size for p in (archive, kept) if p.exists())
+    _need_space(folder, row.unpacked + max(0, row.bytes - here))
+    download = lambda url, target, _: _continue_download(url, target, kept, row.bytes, progress)
+    try: pooch.retrieve(row.url, row.checksum, archive.name, folder, downloader=download)
+    except ValueError as e:
+        raise OSError(f"{row.url}: wrong checksum, so the file was not kept: {e}") from e
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".unpack-") as beside:
+        _extract(archive, Path(beside))
+        if not (Path(beside) / row.gives).exists():
+            raise OSError(f"{row.url}: holds no {row.gives}")
+        _move_into(Path(beside), folder)
+    archive.unlink()
+
+# %% ../../nbs/03_workshop/05_recordings.ipynb #eca65b08
 def fetch(name: str,  # librispeech or locata
           folder: str | Path | None = None,  # where to; the settings' if None
           part: str | None = None,  # such as dev-clean; all parts if None
@@ -665,33 +726,15 @@ def fetch(name: str,  # librispeech or locata
     import pooch
     pooch.get_logger().setLevel("WARNING")  # the bar says enough
     rows = _parts(name, part, table)
-    for row in rows:
-        if not row.url: raise ValueError(f"{name}: {row.instructions}")
-        if not (re.match("https?://", row.url)
-                and re.fullmatch("(md5|sha256):[0-9a-f]+", row.checksum)):
-            raise ValueError(f"{name}, {row.part}: the table gives no http address or no checksum")
+    for row in rows: _check_row(name, row)
     folder = folder or load_settings().datasets.get(name)
     if folder is None:
         raise ValueError(f"{name}: say where to: settings.ini ([datasets], key {name!r}), "
                          f"SSL_NB_{name.upper()}, or `folder`")
-    folder = Path(folder).expanduser()
+    folder = as_path(folder, "folder")
     folder.mkdir(parents=True, exist_ok=True)
-    for row in (r for r in rows if not (folder / r.gives).exists()):
-        archive = f"{name}-{row.part}.archive"
-        kept = folder / f"{archive}.part"
-        here = sum(p.stat().st_size for p in (folder / archive, kept) if p.exists())
-        _need_space(folder, row.unpacked + max(0, row.bytes - here))
-        try:
-            pooch.retrieve(row.url, row.checksum, archive, folder, downloader=lambda url, target, _:
-                           _continue_download(url, target, kept, row.bytes, progress))
-        except ValueError as e:
-            raise OSError(f"{row.url}: wrong checksum, so the file was not kept: {e}") from e
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".unpack-") as beside:
-            _extract(folder / archive, Path(beside))
-            if not (Path(beside) / row.gives).exists():
-                raise OSError(f"{row.url}: holds no {row.gives}")
-            _move_into(Path(beside), folder)
-        (folder / archive).unlink()
+    for row in rows:
+        if not (folder / row.gives).exists(): _fetch_part(folder, name, row, progress)
     return [folder / row.gives for row in rows]
 
 # %% ../../nbs/03_workshop/05_recordings.ipynb #23cf66ac
