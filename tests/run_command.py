@@ -1,4 +1,5 @@
-"""`ssl-nb` as a test calls it: in this process, which spares a start of Python, or in one of its own.
+"""`ssl-nb` as a test calls it: in this process, which spares a start of Python, or in one of its
+own.
 """
 import contextlib, io, os, signal, subprocess, sys
 from pathlib import Path

@@ -439,7 +439,8 @@ def test_two_talkers_and_not_their_mirror_images_are_found_by_a_ring(grid):
     with pytest.warns(UserWarning, match="in a plane"): by_search = locate(steered, audio, 2)
     with pytest.warns(UserWarning, match="in a plane"):
         by_map = find_peaks(steered(audio), grid, 2, mics=RING)
-    with pytest.warns(UserWarning, match="in a plane"): by_music = music(audio, RING, FS, grid, 2)[1]
+    with pytest.warns(UserWarning, match="in a plane"):
+        by_music = music(audio, RING, FS, grid, 2)[1]
     for found, limit in ((by_search, 3), (by_map, 6), (by_music, 6)):
         assert worst_of_two(found.points, truth) < limit and (found.points[:, 2] > -0.02).all()
 
@@ -488,7 +489,8 @@ def test_music_of_silence_is_zero():
 
 
 def test_a_coarse_grid_of_positions_is_named(recwarn):
-    mics, audio = wall_array((4.0, 3.0, 2.5), seeded(68)), torch.randn(6, 1500, generator=seeded(69))
+    mics, audio = (wall_array((4.0, 3.0, 2.5), seeded(68)),
+                   torch.randn(6, 1500, generator=seeded(69)))
     grid = position_grid((4.0, 3.0, 2.5), 0.1, 1.2)
     locate(SteeredPower(mics, grid, FS, band=(100.0, 1700.0)), audio)
     close = position_grid((4.0, 3.0, 2.5), 0.1, 1.25)

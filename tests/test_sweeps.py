@@ -27,7 +27,9 @@ from ssl_nb.workbench.experiments import record
 if mode == "fail" and not Path("repaired").exists(): raise ValueError("not repaired")
 if mode == "kill": os.kill(os.getppid(), signal.SIGKILL)
 if mode == "slow": time.sleep(120)
-record({"twice": 2 * size}, rows=[{"part": "a", "twice": 2 * size, "threads": int(os.environ.get("OMP_NUM_THREADS", 0)), "folder": os.getcwd(), "data": str(load_settings().data)}])"""
+record({"twice": 2 * size}, rows=[{
+    "part": "a", "twice": 2 * size, "threads": int(os.environ.get("OMP_NUM_THREADS", 0)),
+    "folder": os.getcwd(), "data": str(load_settings().data)}])"""
 
 
 @pytest.fixture

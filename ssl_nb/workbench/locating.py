@@ -16,7 +16,6 @@ import soundfile
 import torch
 from ..acoustics.geometry import to_angles
 from ..arguments import as_path, as_room_size, count, door, number
-from ..settings import load_settings
 from ..workshop.localizers import HOP, Array, Estimate, frame_length, localizer, localizers
 from ..workshop.localizers import read_array
 

@@ -26,6 +26,7 @@ KEYS = {"experiment": str, "profile": str, "parameters": dict, "grid": dict, "po
 KINDS = {str: "text", dict: "mapping of names to values", list: "list"}
 MOST_POINTS = 100_000
 
+# %% ../../nbs/10_workbench/04_sweeps.ipynb #0ee10aab
 @dataclass(frozen=True)
 class Sweep:
     "What a sweep's file asks for, checked."
