@@ -6,7 +6,7 @@ Docs: https://ssl-nb.github.io/ssl_nb/10_workbench/command_line.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'data', 'refuse', 'list_command', 'run', 'results_command', 'sweep', 'data_list', 'data_check', 'data_fetch',
-           'doctor', 'main']
+           'methods', 'locate', 'doctor', 'main']
 
 # %% ../../nbs/10_workbench/06_command_line.ipynb #f5f897b7
 import os, shutil, signal, sys, warnings
@@ -256,6 +256,62 @@ def data_fetch(name: _NAME, part: _PART = None, folder: _WHERE = None) -> None:
     if folder and load_settings().datasets.get(name) != folder:
         typer.echo(f"to use it, write in settings.ini under [datasets]: {name} = "
                    f"{folder.resolve()}")
+
+# %% ../../nbs/10_workbench/06_command_line.ipynb #0363a2aa
+@app.command()
+def methods() -> None:
+    "List the methods that locate, and what each of them needs; then the arrays that are known."
+    from ssl_nb.workbench.locating import method_table
+    from ssl_nb.workshop.localizers import known_arrays
+    typer.echo(method_table().to_string(index=False))
+    typer.echo(f"\narrays: {', '.join(known_arrays())}, or a file of your own, such as mine.yaml")
+
+# %% ../../nbs/10_workbench/06_command_line.ipynb #3bc67e0b
+def _listed(text: str | None, name: str) -> list[float] | None:
+    "Numbers between commas."
+    if text is None: return None
+    try: return [float(part) for part in text.split(",")]
+    except ValueError: raise ValueError(f"--{name} {text!r}: needs numbers between commas") from None
+
+def _locate(file, array, method, room, sources, hop, channels, out):
+    "Locate, print the first rows and write the folder."
+    import warnings
+    from ssl_nb.workbench.locating import estimate_table, locate_file, save_estimate
+    chosen = _listed(channels, "channels")
+    if chosen and any(c != int(c) for c in chosen):
+        raise ValueError(f"--channels {channels!r}: needs whole numbers")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        estimate = locate_file(file, array, method, _listed(room, "room"), sources, hop,
+                               chosen and [int(c) for c in chosen], progress=True)
+    for line in dict.fromkeys(str(w.message) for w in told): typer.secho(line, fg="yellow", err=True)
+    heard = estimate_table(estimate).query("activity > 0.5")
+    typer.echo(heard.head(40).to_string(index=False) if len(heard) else "nobody talks")
+    if len(heard) > 40: typer.echo(f"... {len(heard) - 40} more rows in table.csv")
+    folder = out or load_settings().runs / "locate" / f"{file.stem}-{method}"
+    for path in save_estimate(estimate, file, folder, f"{method}, {array}"): typer.echo(path)
+
+# %% ../../nbs/10_workbench/06_command_line.ipynb #4a3a6773
+_SOUND = Annotated[Path, typer.Argument(help="A sound file, one channel per microphone.")]
+_ARRAY = Annotated[str, typer.Option(help="A name that `ssl-nb methods` tells, or FILE.yaml.")]
+_METHOD = Annotated[str, typer.Option(help="See `ssl-nb methods`.")]
+_ROOM = Annotated[Optional[str], typer.Option(
+    help="L,W,H in metres: then positions, by methods that can.")]
+_SOURCES = Annotated[int, typer.Option(help="Talkers at a time.")]
+_HOP = Annotated[Optional[float], typer.Option(
+    help="From one answer to the next, s; 0.1 if not given.")]
+_CHANNELS = Annotated[Optional[str], typer.Option(
+    help="1,2,...: which channels of the file, in the array's order.")]
+_OUT = Annotated[Optional[Path], typer.Option(
+    help="Folder for table, picture and page; in the runs' if not given.")]
+
+@app.command()
+def locate(file: _SOUND, array: _ARRAY, method: _METHOD = "srp_phat", room: _ROOM = None,
+           sources: _SOURCES = 1, hop: _HOP = None, channels: _CHANNELS = None,
+           out: _OUT = None) -> None:
+    "Locate the talkers of a recording over time."
+    try: _locate(file, array, method, room, sources, hop, channels, out)
+    except (ValueError, OSError) as e: raise refuse(e)
 
 # %% ../../nbs/10_workbench/06_command_line.ipynb #1f84bbb4
 def _check(what: str, action, problems: list[str]) -> None:

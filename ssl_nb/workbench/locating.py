@@ -97,7 +97,8 @@ def estimate_table(estimate: Estimate) -> pd.DataFrame:
                "talker": torch.arange(1, sources + 1).repeat(frames), **where,
                "spread_deg" if estimate.far_field else "spread_m": spread.flatten(),
                "activity": estimate.activity.flatten()}
-    return pd.DataFrame({name: values.numpy() for name, values in columns.items()}).round(3)
+    table = pd.DataFrame({name: values.double().numpy() for name, values in columns.items()})
+    return table.round(3).astype({"talker": int})
 
 # %% ../../nbs/10_workbench/08_locating.ipynb #fec1162d
 def estimate_figure(estimate: Estimate, title: str = ""):
