@@ -13,9 +13,9 @@ import os, shutil, signal, sys, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
-from ..settings import DATASETS, PROFILES, load_settings, torch_device
-from .experiments import (RunFailed, circumstances, experiments, read_parameters,
-                                          run_experiment)
+from ..settings import DATASETS, PROFILES, load_settings, naming_full_disk, torch_device
+from .experiments import (RunFailed, circumstances, experiments, kernel_state,
+                                          read_parameters, run_experiment)
 
 # %% ../../nbs/10_workbench/06_command_line.ipynb #7a473465
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None,
@@ -131,7 +131,8 @@ def results_command(name: _EXPERIMENT, rows: _ROWS = False, by: _BY = None,
     if table.empty:
         if not _nothing_yet(name, committed or bool(out), kind): return
         return results_command(name, rows, by, True, kind)
-    if out: out.write_text(text, encoding="utf-8")
+    if out:
+        with naming_full_disk(out): out.write_text(text, encoding="utf-8")
     else: typer.echo(text, nl=not text.endswith("\n"))
     for source, beside in papers.items():
         typer.echo(f"\n{source}: theirs, and ours as mean (smallest to largest) of n runs; / "
@@ -271,7 +272,8 @@ def _listed(text: str | None, name: str) -> list[float] | None:
     "Numbers between commas."
     if text is None: return None
     try: return [float(part) for part in text.split(",")]
-    except ValueError: raise ValueError(f"--{name} {text!r}: needs numbers between commas") from None
+    except ValueError:
+        raise ValueError(f"--{name} {text!r}: needs numbers between commas") from None
 
 def _locate(file, array, method, room, sources, hop, channels, out):
     "Locate, print the first rows and write the folder."
@@ -284,7 +286,8 @@ def _locate(file, array, method, room, sources, hop, channels, out):
         warnings.simplefilter("always")
         estimate = locate_file(file, array, method, _listed(room, "room"), sources, hop,
                                chosen and [int(c) for c in chosen], progress=True)
-    for line in dict.fromkeys(str(w.message) for w in told): typer.secho(line, fg="yellow", err=True)
+    for line in dict.fromkeys(str(w.message) for w in told):
+        typer.secho(line, fg="yellow", err=True)
     heard = estimate_table(estimate).query("activity > 0.5")
     typer.echo(heard.head(40).to_string(index=False) if len(heard) else "nobody talks")
     if len(heard) > 40: typer.echo(f"... {len(heard) - 40} more rows in table.csv")
@@ -351,6 +354,7 @@ def doctor() -> None:
     _check("settings", lambda: f"{settings.file or 'defaults'}: profile {settings.profile}, seed "
                                f"{settings.seed}", problems)
     _check("device", lambda: f"{settings.device} -> {torch_device(settings.device)}", problems)
+    _check("kernel", kernel_state, problems)
     _check("runs", lambda: _writable(settings.runs), problems)
     _check("cache", lambda: _writable(settings.cache), problems)
     _check("speech", _speech_state, problems)
