@@ -271,7 +271,8 @@ def _listed(text: str | None, name: str) -> list[float] | None:
     "Numbers between commas."
     if text is None: return None
     try: return [float(part) for part in text.split(",")]
-    except ValueError: raise ValueError(f"--{name} {text!r}: needs numbers between commas") from None
+    except ValueError:
+        raise ValueError(f"--{name} {text!r}: needs numbers between commas") from None
 
 def _locate(file, array, method, room, sources, hop, channels, out):
     "Locate, print the first rows and write the folder."
@@ -284,7 +285,8 @@ def _locate(file, array, method, room, sources, hop, channels, out):
         warnings.simplefilter("always")
         estimate = locate_file(file, array, method, _listed(room, "room"), sources, hop,
                                chosen and [int(c) for c in chosen], progress=True)
-    for line in dict.fromkeys(str(w.message) for w in told): typer.secho(line, fg="yellow", err=True)
+    for line in dict.fromkeys(str(w.message) for w in told):
+        typer.secho(line, fg="yellow", err=True)
     heard = estimate_table(estimate).query("activity > 0.5")
     typer.echo(heard.head(40).to_string(index=False) if len(heard) else "nobody talks")
     if len(heard) > 40: typer.echo(f"... {len(heard) - 40} more rows in table.csv")
