@@ -527,7 +527,7 @@ NOISE, TEN = torch.randn(2, 12, 500), sphere_grid(20.0)
     (lambda: SteeredPower(HEAD, TEN, 0), "fs=0"),
     (lambda: SteeredPower(HEAD, TEN, FS, band=(4000.0, 500.0)), "band="),
     (lambda: SteeredPower(HEAD, TEN, FS, c=-1.0), "c=-1"),
-    (lambda: SteeredPower(HEAD, Grid(2 * TEN.points, TEN.shape, 0.3, True), FS), "unit vectors"),
+    (lambda: SteeredPower(HEAD, Grid(2 * TEN.points, TEN.shape, 0.3, True), FS), "unit vector"),
     (lambda: SteeredPower(HEAD, TEN, FS, band=(9000.0, 9500.0))(NOISE), "band="),
     (lambda: SteeredPower(HEAD, TEN, FS, "ml"), "weighting='ml'"),
     (lambda: SteeredPower(HEAD[:4], TEN, FS)(NOISE), "for each of 4 microphones"),

@@ -85,7 +85,7 @@ def test_measured_t60_of_a_pure_exponential_is_exact_and_agrees_with_the_library
 
 @pytest.mark.parametrize("call, words", [
     (lambda: Room((5, 4, 3), -1), "t60=-1"), (lambda: Room((5, 4, 3), float("nan")), "t60=nan"),
-    (lambda: Room((5, 4), 0.3), "size: shape"), (lambda: Room((5, 0, 3), 0.3), "size: .* positive"),
+    (lambda: Room((5, 4), 0.3), "size: shape"), (lambda: Room((5, 0, 3), 0.3), "size.*positive"),
     (lambda: Room((6, 5, 3), 0.1), "smallest T60 it can have is 0.115"),
     (lambda: rirs(Room((5, 4, 3)), torch.tensor([5.1, 1, 1]), torch.ones(1, 3)),
      r"sources: \[5.1, 1.0, 1.0\] m is outside"),

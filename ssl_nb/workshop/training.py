@@ -592,9 +592,9 @@ def _parts_of(loss: Callable, depth: int = 2):
 # %% ../../nbs/03_workshop/08_training.ipynb #6ec9250c
 def _loss_fingerprint(loss: Callable) -> str | None:
     "None for a function that was given another's name: its author says that it is the same."
-    loss = inspect.unwrap(loss)
-    renamed = inspect.isfunction(loss) and loss.__qualname__.split(".")[-1] != loss.__code__.co_name
-    return None if renamed else _fingerprint(_parts_of(loss))
+    inner = inspect.unwrap(loss)
+    renamed = inspect.isfunction(inner) and _name(loss).split(".")[-1] != inner.__code__.co_name
+    return None if renamed else _fingerprint(_parts_of(inner))
 
 # %% ../../nbs/03_workshop/08_training.ipynb #98769f43
 def _about_loader(batches: _Batches | None, look: bool) -> dict | None:
