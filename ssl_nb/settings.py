@@ -6,10 +6,11 @@ Docs: https://ssl-nb.github.io/ssl_nb/10_workbench/settings.html.md"""
 
 # %% auto #0
 __all__ = ['PROFILES', 'DEVICES', 'DATASETS', 'Settings', 'find_settings', 'nearest', 'check_seed', 'load_settings',
-           'torch_device']
+           'torch_device', 'naming_full_disk']
 
 # %% ../nbs/10_workbench/01_settings.ipynb #b5efb224
-import configparser, difflib, os
+import configparser, difflib, errno, os
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -154,3 +155,12 @@ def torch_device(name=None,  # auto, cpu, cuda or mps, or a `torch.device`; the 
         raise ValueError(f"{key}={str(given)!r}: this machine has {torch.cuda.device_count()} of "
                          "them")
     return given or torch.device(kind)
+
+# %% ../nbs/10_workbench/01_settings.ipynb #258f11b7
+@contextmanager
+def naming_full_disk(path):
+    "Raises `OSError` that names `path` where the disk is full."
+    try: yield
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)): raise
+        raise OSError(f"{path}: the disk is full") from None

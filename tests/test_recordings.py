@@ -1,6 +1,6 @@
 """The published sets: loaders checked by sound and by hand, damaged sets, downloads that break,
 archives that lie."""
-import hashlib, http.server, io, re, shutil, stat, tarfile, threading, zipfile
+import errno, hashlib, http.server, io, os, platform, re, shutil, stat, tarfile, threading, zipfile
 from pathlib import Path
 
 import numpy as np
@@ -631,6 +631,46 @@ def test_a_zip_bomb_is_measured_before_it_is_unpacked(server, tmp_path, monkeypa
     assert names(tmp_path / "here") == ["librispeech-dev-clean.archive"]
 
 
+@pytest.mark.parametrize("left", ["librispeech-dev-clean.archive",
+                                  "librispeech-dev-clean.archive.part"])
+def test_what_a_kill_left_is_used_or_cleaned_and_nothing_is_asked_for_twice(server, tmp_path, left):
+    body, here = tar(*GOOD), tmp_path / "here"
+    table = offer(server, tmp_path / "t", body)
+    alive = f".unpack-{platform.node()}-{os.getpid()}-abc"
+    def leave():
+        here.mkdir(exist_ok=True)
+        for name in (".unpack-abcdefgh", f".unpack-{platform.node()}-999999999-abc", alive,
+                     ".unpack-other-host-1-abc"):
+            (here / name / "x").mkdir(parents=True, exist_ok=True)
+        (here / left).write_bytes(body)
+    for _ in range(2):  # killed before the part was in place, and after
+        leave()
+        fetch("librispeech", here, progress=False, table=table)
+        assert names(here) == sorted([".unpack-other-host-1-abc", alive, "LibriSpeech"])
+    assert server.asked == []
+
+
+def test_a_kill_while_the_parts_are_moved_in_loses_none(server, tmp_path, monkeypatch):
+    table, here = offer(server, tmp_path / "t", tar(*GOOD)), tmp_path / "here"
+    def killed(*_): raise KeyboardInterrupt
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(recordings, "_move_into", killed)
+        fetch("librispeech", here, progress=False, table=table)
+    fetch("librispeech", here, progress=False, table=table)
+    assert server.asked == [None] and names(here / "LibriSpeech") == ["README.TXT", "dev-clean"]
+
+
+def test_a_disk_that_fills_up_is_one_sentence_with_its_path(server, tmp_path, monkeypatch):
+    def full(*_): raise OSError(errno.ENOSPC, "No space left on device")
+    table, here = offer(server, tmp_path / "t", tar(*GOOD)), tmp_path / "here"
+    for name in ("_pour", "_extract"):
+        with monkeypatch.context() as m, pytest.raises(OSError) as told:
+            m.setattr(recordings, name, full)
+            fetch("librispeech", here, progress=False, table=table)
+        assert str(told.value) == f"{here}: the disk is full"
+    assert fetch("librispeech", here, progress=False, table=table)[0].is_dir()
+
+
 def test_an_archive_of_something_else(server, tmp_path):
     table = offer(server, tmp_path / "t", tar(("other/a", b"x")))
     with pytest.raises(OSError, match="holds no LibriSpeech/dev-clean"):
@@ -667,7 +707,7 @@ def test_the_published_table():
 
 
 def test_importing_reads_no_table(tmp_path):
-    import os, subprocess, sys
+    import subprocess, sys
     code = "import ssl_nb.workshop.speech"
     assert subprocess.run([sys.executable, "-c", code],
                           env={**os.environ, "SSL_NB_DATA": str(tmp_path),

@@ -1,6 +1,6 @@
 """Specifications, scenes and stores: what is refused, what is the same, and what survives being
 killed."""
-import dataclasses, os, shutil, signal, subprocess, sys, time, zipfile
+import dataclasses, errno, os, shutil, signal, subprocess, sys, time, zipfile
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +215,24 @@ def test_a_broken_description_is_one_sentence(tmp_path):
         for action in (lambda: SceneStore(tmp_path / "s"),
                        lambda: SceneStore.write(tmp_path / "s", TINY, 2, workers=0)):
             with pytest.raises(ValueError, match="about.json: cannot be read .* delete"): action()
+
+
+def test_leftovers_of_killed_writers_go(tmp_path):
+    SceneStore.write(tmp_path / "s", TINY, 4, shard=2, workers=0)
+    (tmp_path / "s").rename(tmp_path / "s.partial")
+    left = [tmp_path / "s.partial" / name for name in ("receipts/.000001.json.4711",
+            ".about.json.4711", "audio/c/0/0/0.partial", ".again-x/zarr.json")]
+    for file in left: file.parent.mkdir(exist_ok=True); file.write_text("half")
+    SceneStore.write(tmp_path / "s", TINY, 4, shard=2, workers=0)
+    assert not [p for p in (tmp_path / "s").rglob("*") if "47" in p.name or "again" in p.name
+                or p.suffix == ".partial"]
+
+
+def test_a_full_disk_is_one_sentence_with_its_path(tmp_path, monkeypatch):
+    def full(*_): raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(scenes, "_write_atomically", full)
+    with pytest.raises(OSError) as told: write_scenes(tmp_path / "s", TINY, 2, workers=0)
+    assert str(told.value) == f"{tmp_path / 's'}: the disk is full"
 
 
 def test_a_scheduler_that_is_not_there_or_has_no_workers(tmp_path, monkeypatch):

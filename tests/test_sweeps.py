@@ -154,8 +154,8 @@ def test_failed_and_killed_points_are_reported_and_tried_again(house):
     plan = quick("sweep", "sweep.yaml", "--dry-run")
     assert (plan.exit_code == 0 and plan.stdout.count("to run  ") == 3
             and "3 points, 0 finished, 3 to run" in plan.stdout and not (house / "runs").exists())
-    first = call("sweep", "sweep.yaml", "--workers", "2")
-    assert (first.returncode == 1 and "[3/3]" in first.stdout and "twice 2" in first.stdout
+    first = quick("sweep", "sweep.yaml", "--workers", "2")
+    assert (first.exit_code == 1 and "[3/3]" in first.stdout and "twice 2" in first.stdout
             and "Traceback" not in first.stderr)
     assert ("2 point(s) failed" in first.stderr and "its worker died" in first.stderr
             and "not repaired" in first.stderr)
@@ -168,8 +168,8 @@ def test_failed_and_killed_points_are_reported_and_tried_again(house):
     assert table["rows"][0]["threads"] == 1 and table["rows"][0]["folder"] == str(house)
     (house / "repaired").touch()
     asked(house, "experiment: toy\nseeds: [7]\ngrid: {mode: [fail, fine]}")
-    again = call("sweep", "sweep.yaml", "--workers", "1")
-    assert (again.returncode == 0 and "2 points, 1 finished, 1 to run" in again.stdout
+    again = quick("sweep", "sweep.yaml", "--workers", "1")
+    assert (again.exit_code == 0 and "2 points, 1 finished, 1 to run" in again.stdout
             and "[1/1] mode=fail" in again.stdout)
     shown = quick("results", "toy", "--by", "mode,part", "--format", "csv")
     assert (list(csv.DictReader(io.StringIO(shown.stdout)))[0]["mode"] == "fail"
@@ -435,6 +435,9 @@ def test_results_command(tmp_path):
     assert (tmp_path / "table.txt").read_text().strip() == shown.stdout.strip()
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "table.csv"),
                                   results_table("quickstart", by=["t60", "method"], committed=True))
+    refused = quick(*words, "--out", tmp_path / "table.pdf")
+    assert (refused.exit_code == 2 and "must end in .txt, .csv" in refused.stderr
+            and not (tmp_path / "table.pdf").exists())
     for extra, told in ((["--by", "t6"], "did you mean 't60'"),
                         (["--format", "xls"], "format='xls'"), (["--by", ""], "column ''")):
         done = quick(*words[:3], *extra)

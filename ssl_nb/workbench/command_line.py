@@ -13,9 +13,9 @@ import os, shutil, signal, sys, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
-from ..settings import DATASETS, PROFILES, load_settings, torch_device
-from .experiments import (RunFailed, circumstances, experiments, read_parameters,
-                                          run_experiment)
+from ..settings import DATASETS, PROFILES, load_settings, naming_full_disk, torch_device
+from .experiments import (RunFailed, circumstances, experiments, kernel_state,
+                                          read_parameters, run_experiment)
 
 # %% ../../nbs/10_workbench/06_command_line.ipynb #7a473465
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None,
@@ -131,7 +131,8 @@ def results_command(name: _EXPERIMENT, rows: _ROWS = False, by: _BY = None,
     if table.empty:
         if not _nothing_yet(name, committed or bool(out), kind): return
         return results_command(name, rows, by, True, kind)
-    if out: out.write_text(text, encoding="utf-8")
+    if out:
+        with naming_full_disk(out): out.write_text(text, encoding="utf-8")
     else: typer.echo(text, nl=not text.endswith("\n"))
     for source, beside in papers.items():
         typer.echo(f"\n{source}: theirs, and ours as mean (smallest to largest) of n runs; / "
@@ -353,6 +354,7 @@ def doctor() -> None:
     _check("settings", lambda: f"{settings.file or 'defaults'}: profile {settings.profile}, seed "
                                f"{settings.seed}", problems)
     _check("device", lambda: f"{settings.device} -> {torch_device(settings.device)}", problems)
+    _check("kernel", kernel_state, problems)
     _check("runs", lambda: _writable(settings.runs), problems)
     _check("cache", lambda: _writable(settings.cache), problems)
     _check("speech", _speech_state, problems)

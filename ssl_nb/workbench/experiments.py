@@ -7,15 +7,16 @@ Docs: https://ssl-nb.github.io/ssl_nb/10_workbench/experiments.html.md"""
 # %% auto #0
 __all__ = ['TYPES', 'PACKAGES', 'experiments_folder', 'experiments', 'find_experiment', 'Parameter', 'read_parameters',
            'parse_value', 'resolve_parameters', 'record', 'command_output', 'circumstances', 'write_report',
-           'RunFailed', 'run_experiment', 'drop_dead_partials', 'finished_runs', 'results']
+           'own_kernel', 'kernel_state', 'RunFailed', 'run_experiment', 'drop_dead_partials', 'finished_runs',
+           'results']
 
 # %% ../../nbs/10_workbench/03_experiments.ipynb #bae445f6
-import ast, hashlib, json, math, os, platform, re, shutil, subprocess, sys, time, warnings
+import ast, hashlib, json, math, os, platform, re, shutil, subprocess, sys, tempfile, time, warnings
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from ..arguments import choice
-from ..settings import PROFILES, check_seed, load_settings, nearest
+from ..settings import PROFILES, check_seed, load_settings, naming_full_disk, nearest
 
 # %% ../../nbs/10_workbench/03_experiments.ipynb #79a2d230
 def experiments_folder() -> Path:
@@ -204,17 +205,49 @@ def _drop_progress_bars(notebook: Path) -> None:
     nbformat.write(content, notebook)
 
 # %% ../../nbs/10_workbench/03_experiments.ipynb #6b15f468
+def own_kernel(folder: Path, base: type) -> type:
+    "A kernel manager class, derived from `base`: this interpreter, its files in `folder`."
+    from jupyter_client.kernelspec import KernelSpec
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = KernelSpec(argv=command, display_name="Python", language="python")
+    def start(self, **options):
+        base.__init__(self, **options)
+        self.connection_file = str(folder / "kernel.json")
+    return type("OwnKernel", (base,), {"__init__": start, "kernel_spec": property(lambda _: spec)})
+
+def kernel_state() -> str:  # the interpreter
+    "Start a kernel as a run does. Raises `OSError` with what it says where it does not start."
+    from jupyter_client import KernelManager
+    with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "said", "w+") as said:
+        kernel = own_kernel(Path(folder), KernelManager)()
+        kernel.start_kernel(stdout=said, stderr=said, extra_arguments=["--log-level=CRITICAL"])
+        client = kernel.blocking_client()
+        client.start_channels()
+        try: client.wait_for_ready(timeout=60)
+        except RuntimeError as e:
+            last = (Path(folder) / "said").read_text().strip().splitlines()[-1:]
+            raise OSError(f"{sys.executable} -m ipykernel_launcher does not start: "
+                          f"{''.join(last) or e}") from None
+        finally:
+            client.stop_channels()
+            kernel.shutdown_kernel(now=True)
+    return sys.executable
+
+# %% ../../nbs/10_workbench/03_experiments.ipynb #9cb1ff71
 def _execute(notebook: Path, folder: Path, values: dict, progress: bool) -> None:
     "Run a notebook by papermill into `folder`."
     import papermill
+    from jupyter_client import AsyncKernelManager
     before = os.environ.get("SSL_NB_RUN_FOLDER")
     os.environ["SSL_NB_RUN_FOLDER"] = str(folder)
     try:  # a kernel that is ended logs that as an error
         papermill.execute_notebook(str(notebook), str(folder / "notebook.ipynb"), values,
                                    kernel_name="python3", cwd=os.getcwd(), progress_bar=progress,
+                                   kernel_manager_class=own_kernel(folder, AsyncKernelManager),
                                    stderr_file=sys.stderr if progress else None,
                                    extra_arguments=["--log-level=CRITICAL"])
     finally:
+        (folder / "kernel.json").unlink(missing_ok=True)
         if before is None: del os.environ["SSL_NB_RUN_FOLDER"]
         else: os.environ["SSL_NB_RUN_FOLDER"] = before
 
@@ -229,6 +262,8 @@ class RunFailed(RuntimeError):
 def _said(error: Exception) -> str:
     "One line for what stopped a run."
     if hasattr(error, "ename"): return f"cell {error.cell_index}: {error.ename}: {error.evalue}"
+    if "ernel died before replying" in str(error):
+        return (f"no kernel starts: {sys.executable} -m ipykernel_launcher; ssl-nb doctor says why")
     if "ernel died" in str(error):
         return ("the kernel died, probably for want of memory: try fewer scenes, a shorter T60 or "
                 "a smaller room")
@@ -269,11 +304,12 @@ def run_experiment(
     partial.mkdir(parents=True)
     start = time.perf_counter()
     try:
-        _execute(notebook, partial, values, progress)
-        _drop_progress_bars(partial / "notebook.ipynb")
-        write_report(partial / "notebook.ipynb", partial / "report.html")
-        summary = _summary(name, notebook, partial, values, start)
-        (partial / "metrics.json").write_text(json.dumps(summary, indent=1))
+        with naming_full_disk(partial):
+            _execute(notebook, partial, values, progress)
+            _drop_progress_bars(partial / "notebook.ipynb")
+            write_report(partial / "notebook.ipynb", partial / "report.html")
+            summary = _summary(name, notebook, partial, values, start)
+            (partial / "metrics.json").write_text(json.dumps(summary, indent=1))
         return _rename(partial, home / label)
     except Exception as e:  # a cell that raises, a kernel that dies: kept, to read where it stopped
         if isinstance(e, papermill.PapermillExecutionError) and "KeyboardInterrupt" in str(e):

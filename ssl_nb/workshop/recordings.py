@@ -10,7 +10,7 @@ __all__ = ['LIBRISPEECH', 'LOCATA_ARRAYS', 'ADHOC40_MICS', 'ADHOC40_LOUDSPEAKERS
            'downloads', 'fetch', 'missing_recordings']
 
 # %% ../../nbs/03_workshop/05_recordings.ipynb #c75873af
-import re, shutil, stat, tarfile, tempfile, warnings, zipfile
+import errno, os, platform, re, shutil, stat, tarfile, tempfile, warnings, zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from ..acoustics.signals import read_audio, resample
 from ..arguments import as_numbers, as_path, choice, count, door
-from ..settings import load_settings
+from ..settings import load_settings, naming_full_disk
 from .speech import Speech
 
 # %% ../../nbs/03_workshop/05_recordings.ipynb #8c9bdc64
@@ -619,9 +619,8 @@ def _ask(url, have):
     return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60)
 
 # %% ../../nbs/03_workshop/05_recordings.ipynb #1a64f5ba
-def _continue_download(url, target, kept, size, progress):
-    """Bring `url` to `target` by way of `kept`, which stays when the connection breaks and is
-    continued by the next call."""
+def _continue_download(url, kept, size, progress):
+    "Bring `url` to `kept`, which stays when the connection breaks and is continued next time."
     from tqdm import tqdm
     here = lambda: kept.stat().st_size if kept.exists() else 0
     have = here() if here() <= size else 0
@@ -635,12 +634,12 @@ def _continue_download(url, target, kept, size, progress):
                       tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=kept.stem,
                            disable=None if progress else True) as bar): _pour(answer, f, size, bar)
     except OSError as e:
+        if e.errno == errno.ENOSPC: raise
         raise OSError(f"{url}: {e}; {here()} of {size} bytes are here; run it again to "
                       f"continue") from e
     if here() < size:
         raise OSError(f"{url}: the connection broke after {here()} of {size} bytes; run it again "
                       f"to continue")
-    shutil.move(kept, target)
 
 # %% ../../nbs/03_workshop/05_recordings.ipynb #acef1a88
 def _need_space(folder, size):
@@ -694,25 +693,57 @@ def _check_row(name, row):
             and re.fullmatch("(md5|sha256):[0-9a-f]+", row.checksum)):
         raise ValueError(f"{name}, {row.part}: the table gives no http address or no checksum")
 
-def _fetch_part(folder, name, row, progress):
-    "Download, verify and unpack one part."
+def _download(archive, row, progress):
+    "Bring an archive, all or what is left of it, and verify it. Raises `OSError`."
     import pooch
-    archive = folder / f"{name}-{row.part}.archive"
+    kind, wanted = row.checksum.split(":")
+    good = lambda path: path.exists() and pooch.file_hash(str(path), kind) == wanted
     kept = archive.with_name(archive.name + ".part")
-    here = sum(p.stat().st_size for p in (archive, kept) if p.exists())
-    _need_space(folder, row.unpacked + max(0, row.bytes - here))
-    download = lambda url, target, _: _continue_download(url, target, kept, row.bytes, progress)
-    try: pooch.retrieve(row.url, row.checksum, archive.name, folder, downloader=download)
-    except ValueError as e:
-        raise OSError(f"{row.url}: wrong checksum, so the file was not kept: {e}") from e
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".unpack-") as beside:
-        _extract(archive, Path(beside))
-        if not (Path(beside) / row.gives).exists():
-            raise OSError(f"{row.url}: holds no {row.gives}")
-        _move_into(Path(beside), folder)
-    archive.unlink()
+    if good(archive): return
+    archive.unlink(missing_ok=True)
+    _continue_download(row.url, kept, row.bytes, progress)
+    if good(kept): kept.replace(archive); return
+    kept.unlink()
+    raise OSError(f"{row.url}: wrong checksum, so the file was not kept: it should be "
+                  f"{row.checksum}")
 
 # %% ../../nbs/03_workshop/05_recordings.ipynb #eca65b08
+def _unpack(archive, folder, gives):
+    "Unpack beside and move in, what `gives` names last: where it is, all is."
+    mine = f".unpack-{platform.node()}-{os.getpid()}-"
+    with tempfile.TemporaryDirectory(dir=folder, prefix=mine) as beside:
+        inside, whole = Path(beside) / "inside", Path(beside) / "whole"
+        inside.mkdir()
+        _extract(archive, inside)
+        if not (inside / gives).exists(): raise OSError(f"{archive.name}: holds no {gives}")
+        (inside / gives).replace(whole)
+        _move_into(inside, folder)
+        (folder / gives).parent.mkdir(parents=True, exist_ok=True)
+        whole.replace(folder / gives)
+
+def _fetch_part(folder, name, row, progress):
+    "Download, verify and unpack one part, or clean up after a call that was killed."
+    archive = folder / f"{name}-{row.part}.archive"
+    kept = archive.with_name(archive.name + ".part")
+    if not (folder / row.gives).exists():
+        here = sum(p.stat().st_size for p in (archive, kept) if p.exists())
+        _need_space(folder, row.unpacked + max(0, row.bytes - here))
+        _download(archive, row, progress)
+        _unpack(archive, folder, row.gives)
+    for left in (archive, kept): left.unlink(missing_ok=True)
+
+# %% ../../nbs/03_workshop/05_recordings.ipynb #6e05b463
+def _lives(folder: Path) -> bool:
+    "Whether the process that unpacks into this folder may still be there."
+    whose = re.fullmatch(r"\.unpack-(.*)-(\d+)-[^-]*", folder.name)
+    if not whose: return False  # of a former version
+    if whose[1] != platform.node(): return True  # cannot be asked here
+    try: os.kill(int(whose[2]), 0)  # signal 0 only asks whether the process is there
+    except ProcessLookupError: return False
+    except PermissionError: pass
+    return True
+
+# %% ../../nbs/03_workshop/05_recordings.ipynb #6d4cecc0
 def fetch(name: str,  # librispeech or locata
           folder: str | Path | None = None,  # where to; the settings' if None
           part: str | None = None,  # such as dev-clean; all parts if None
@@ -723,8 +754,6 @@ def fetch(name: str,  # librispeech or locata
 
     Raises `ValueError` for an unknown name or a set that has no address (with what to do instead),
     and `OSError` for a broken connection, a full disk, a wrong checksum or an unsafe archive."""
-    import pooch
-    pooch.get_logger().setLevel("WARNING")  # the bar says enough
     rows = _parts(name, part, table)
     for row in rows: _check_row(name, row)
     folder = folder or load_settings().datasets.get(name)
@@ -733,8 +762,10 @@ def fetch(name: str,  # librispeech or locata
                          f"SSL_NB_{name.upper()}, or `folder`")
     folder = as_path(folder, "folder")
     folder.mkdir(parents=True, exist_ok=True)
-    for row in rows:
-        if not (folder / row.gives).exists(): _fetch_part(folder, name, row, progress)
+    for left in folder.glob(".unpack-*"):
+        if not _lives(left): shutil.rmtree(left, ignore_errors=True)
+    with naming_full_disk(folder):
+        for row in rows: _fetch_part(folder, name, row, progress)
     return [folder / row.gives for row in rows]
 
 # %% ../../nbs/03_workshop/05_recordings.ipynb #23cf66ac

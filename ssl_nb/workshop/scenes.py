@@ -10,7 +10,7 @@ __all__ = ['ARRAYS', 'SCENE_NOISES', 'MOTIONS', 'Range', 'SceneSpec', 'scene_gen
            'write_scenes']
 
 # %% ../../nbs/03_workshop/03_scenes.ipynb #2009f219
-import dataclasses, hashlib, json, math, os, tempfile, time, zlib
+import dataclasses, hashlib, json, math, os, shutil, tempfile, time, zlib
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from ..acoustics.rooms import METHODS, Room, reverberate, rirs
 from ..acoustics.signals import add_noise, power_db, voice_activity
 from ..arguments import as_path, as_positions, as_seed, choice, count as whole, door
 from ..arguments import number, span
-from ..settings import nearest
+from ..settings import naming_full_disk, nearest
 from .speech import Speech, speech
 
 # %% ../../nbs/03_workshop/03_scenes.ipynb #3b3fd2ab
@@ -462,6 +462,13 @@ def _check_same(folder: Path, about: dict) -> None:
                          f"choose another path or delete it")
 
 # %% ../../nbs/03_workshop/03_scenes.ipynb #7965da41
+def _drop_leftovers(folder: Path) -> None:
+    "Remove what killed processes had begun to write."
+    for pattern in ("*.partial", ".*.json.[0-9]*"):
+        for left in folder.rglob(pattern): left.unlink()
+    for left in folder.glob(".again-*"): shutil.rmtree(left)
+
+# %% ../../nbs/03_workshop/03_scenes.ipynb #4cd124b5
 def _write_store(path: Path, about: dict, workers: int, scheduler: str | None,
                  progress: bool) -> None:
     "Finish the shards that are not whole yet, then give the folder its name."
@@ -479,8 +486,7 @@ def _write_store(path: Path, about: dict, workers: int, scheduler: str | None,
     with tqdm(total=shards, initial=shards - len(todo), desc=path.name, unit="shard",
               disable=not progress) as bar:
         for _ in work: bar.update()
-    for left in partial.rglob("*.partial"):
-        left.unlink()  # what a killed process had begun to write
+    _drop_leftovers(partial)
     partial.rename(path)
 
 # %% ../../nbs/03_workshop/03_scenes.ipynb #1a9c63ba
@@ -573,5 +579,6 @@ def write_scenes(
         raise ValueError(f"path={str(path)!r}: is there and holds no scenes; choose another")
     path.parent.mkdir(parents=True, exist_ok=True)
     workers = (os.cpu_count() or 1) if workers is None else workers
-    _write_store(path, about, workers, scheduler,
-                 "IN_TEST" not in os.environ if progress is None else progress)
+    with naming_full_disk(path):
+        _write_store(path, about, workers, scheduler,
+                     "IN_TEST" not in os.environ if progress is None else progress)
