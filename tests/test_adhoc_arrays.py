@@ -476,7 +476,7 @@ def test_plot_outputs_draws_a_panel_a_code_and_talker():
 def adhoc(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adhoc")
     for position in ("2", "5", "9d", "9u"):
-        recordings._write_adhoc40(folder, "train", position,
+        recordings.write_libriadhoc40(folder, "train", position,
                                   ADHOC40_LOUDSPEAKERS["train"][int(position[0])], seconds=0.25)
     return folder
 

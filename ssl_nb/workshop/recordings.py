@@ -497,8 +497,6 @@ def write_libriadhoc40(folder: Path, split: str,  # train, dev or test
     for m in range(40): soundfile.write(here / f"{utterance}-ch-{m + 1}.wav", audio[m].numpy(), fs)
     soundfile.write(here / f"{utterance}-anechoic.wav", audio[0].numpy(), fs)
 
-_write_adhoc40 = write_libriadhoc40  # its former name
-
 # %% ../../nbs/03_workshop/05_recordings.ipynb #80bad326
 def realman_array() -> Float[Tensor, "32 3"]:
     "RealMAN's 32 microphones, channel 0 in the middle, m."
