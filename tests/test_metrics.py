@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from ssl_nb.workshop import metrics
 from ssl_nb.workshop.metrics import (Evaluation, accuracy_within, azimuth_errors,
                                      bootstrap_interval, by_distance, mae, mean_angular_error_deg,
-                                     median_error, position_errors, rmsae_deg, rmse)
+                                     median_error, position_errors, rmsae_deg, rmse, share_interval)
 
 settings.register_profile("house", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("house")
@@ -140,6 +140,14 @@ def test_two_levels_have_the_variance_of_two_levels(sizes):
     assert whole[1] - whole[0] < high - low
 
 
+def test_interval_of_a_share_has_the_binomial_variance_where_seeds_agree():
+    "With equal shares only the scenes vary: p (1 - p) / (seeds * scenes)."
+    low, high = share_interval([0.3] * 5, [100] * 5)
+    assert abs((high - low) / (2 * 1.96 * math.sqrt(0.3 * 0.7 / 500)) - 1) < 0.12
+    apart = share_interval([0.1, 0.5, 0.1, 0.5, 0.3], [100] * 5)
+    assert apart[1] - apart[0] > 2 * (high - low) and share_interval([1, 1], [5, 9]) == (1, 1)
+
+
 def test_interval_is_seeded_and_level_widens_it():
     x = torch.rand(50, generator=generator(0))
     assert (bootstrap_interval(x, rmse, seed=3) == bootstrap_interval(x, rmse, seed=3)
@@ -223,6 +231,9 @@ E = torch.tensor([0.1, 0.2, 0.3])
     (lambda: bootstrap_interval(E[:1]), "values: 1 to draw from"),
     (lambda: bootstrap_interval(E, groups=torch.zeros(3).long()), "groups: 1 to draw"),
     (lambda: bootstrap_interval(E, nested=True), "nested=True"),
+    (lambda: share_interval([0.5], [10]), "groups: 1 to draw"),
+    (lambda: share_interval([0.5, 1.5], [10, 10]), "shares"),
+    (lambda: share_interval([0.5, 0.5], [10]), "counts"),
     (lambda: bootstrap_interval(E, level=1.0), "level=1.0"),
     (lambda: bootstrap_interval(E, n=10), "n=10"),
     (lambda: Evaluation(0.0), "radius=0.0"),

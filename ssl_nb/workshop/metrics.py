@@ -6,7 +6,8 @@ Docs: https://ssl-nb.github.io/ssl_nb/03_workshop/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['position_errors', 'mae', 'rmse', 'median_error', 'accuracy_within', 'azimuth_errors', 'rmsae_deg',
-           'mean_angular_error_deg', 'by_distance', 'bootstrap_interval', 'Evaluation', 'Timing', 'time_calls']
+           'mean_angular_error_deg', 'by_distance', 'bootstrap_interval', 'share_interval', 'Evaluation', 'Timing',
+           'time_calls']
 
 # %% ../../nbs/03_workshop/06_metrics.ipynb #35babae8
 import math, time
@@ -201,6 +202,20 @@ def _drawn_statistics(parts, statistic, n, generator, nested):
         return torch.cat([statistic(again(pool[pick]).flatten(1)) for pick in picks])
     return torch.stack([statistic(torch.cat([again(parts[k]) for k in draw])) for pick in picks
                         for draw in pick.tolist()])
+
+# %% ../../nbs/03_workshop/06_metrics.ipynb #48fff26b
+@door(shares=_some(partial(as_numbers, least=0, most=1)), counts=_some(partial(as_numbers, least=1)))
+def share_interval(shares: Float[Tensor, "seeds"],  # of successes, 0 to 1
+                   counts: Float[Tensor, "seeds"],  # scenes
+                   level: float = 0.95) -> tuple[float, float]:  # lower and upper end
+    """Percentile bootstrap interval of the share over all seeds: seeds are drawn, then scenes of
+    each. Raises `ValueError` for fewer than two seeds."""
+    match_shapes(shares=shares, counts=counts)
+    counts = counts.round().long()
+    place = torch.cat([torch.arange(n) for n in counts.tolist()])
+    seed_of = torch.arange(len(counts)).repeat_interleave(counts)
+    hits = (place < (shares * counts).round()[seed_of]).double()
+    return bootstrap_interval(hits, level=level, groups=seed_of, nested=True)
 
 # %% ../../nbs/03_workshop/06_metrics.ipynb #72e32df8
 class Evaluation:
