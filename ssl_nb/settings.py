@@ -55,7 +55,7 @@ def find_settings(start: Path | None = None  # folder to start from; the working
 # %% ../nbs/10_workbench/01_settings.ipynb #4ff5c31b
 def nearest(name: str, allowed) -> str:
     "`; did you mean 'x'?` where something close to `name` is allowed, else nothing."
-    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(name), list(allowed), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 # %% ../nbs/10_workbench/01_settings.ipynb #8b6bc5fa

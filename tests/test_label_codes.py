@@ -449,7 +449,7 @@ BAD = {
     "sigma": (lambda: HeatMap(GRID, 0.0), "sigma=0.0: must be positive"),
     "sigma of a posterior": (lambda: gaussian_label(torch.zeros(1), torch.zeros(1), 3),
                              "sigma: 0 at index .0., must be positive"),
-    "marginals": (lambda: marginals(torch.ones(12), (3, 3)), r"joint: 12 classes, must be 9"),
+    "marginals": (lambda: marginals(torch.ones(12), (3, 3)), r"joint: shape .12,., the last dimension must be 9"),
     "width": (lambda: rectangle_floor(torch.tensor(-1.0), torch.tensor(1.0)),
               "width: -1 .*must be positive"),
     "sigma that vanishes": (lambda: HeatMap(GRID, 0.005),

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 import yaml
+from ..arguments import as_path, door
 from ..settings import check_seed, load_settings, nearest
 from .experiments import (RunFailed, drop_dead_partials, finished_runs,
                                           command_output, find_experiment, resolve_parameters,
@@ -112,12 +113,12 @@ def _same(values: dict) -> str:
     "A text that two points share when all their parameters are equal."
     return json.dumps(values, sort_keys=True)
 
+@door(file=as_path)
 def read_sweep(file: str | Path,  # YAML
                folder: str | Path | None = None,  # of experiment notebooks; the book's own if None
                ) -> Sweep:
     """Read and check a sweep's file, every point of it. Raises `ValueError` for what is unknown, of
     a wrong type, empty or given twice."""
-    file = Path(file)
     try:
         asked = _read_yaml(file.read_text(encoding="utf-8-sig"))
         notebook = find_experiment(asked["experiment"], folder)

@@ -18,8 +18,8 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from ..arguments import (as_angles, as_finite, as_mask, as_numbers, as_points, as_tensor,
-                              count, door, match_shapes, number)
+from ..arguments import (as_angles, as_finite, as_mask, as_numbers, as_points, as_seed,
+                              as_tensor, count, door, instance, match_shapes, number)
 
 # %% ../../nbs/03_workshop/06_metrics.ipynb #e7153056
 def _some(check):
@@ -132,7 +132,7 @@ def by_distance(errors: Float[Tensor, "n"],  # in any unit
     """Count, mean, median and RMSE of the errors in each bin of distance; an empty bin has count 0
     and NaN."""
     match_shapes(errors=errors, distances=distances)
-    edges = np.asarray(edges, dtype=float)
+    edges = as_finite(edges, "edges").double().numpy()
     if (edges.ndim != 1 or len(edges) < 2 or not np.isfinite(edges).all()
         or (np.diff(edges) <= 0).any()):
         raise ValueError(f"edges={edges.tolist()} m: must be at least two increasing numbers")
@@ -163,7 +163,8 @@ def bootstrap_interval(
     groups, or for values that are not finite."""
     if groups is not None and len(groups) != len(values):
         raise ValueError(f"groups: {len(groups)} entries, must be {len(values)} like the values")
-    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+    generator = (seed if isinstance(seed, torch.Generator)
+                 else torch.Generator().manual_seed(as_seed(seed, "seed")))
     values = values.double().cpu()
     parts = (list(values[:, None]) if groups is None
              else [values[rows] for rows in _rows_of(groups.cpu().numpy())])
@@ -319,7 +320,7 @@ class Timing(NamedTuple):
     low: float
     high: float
 
-@door(repeats=count(1), warmup=count(0))
+@door(action=instance(callable, "a function"), repeats=count(1), warmup=count(0))
 def time_calls(
         action: Callable, repeats: int = 10,
         warmup: int = 2,  # calls before them that do not count
