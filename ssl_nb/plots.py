@@ -580,12 +580,14 @@ class DragRoom(anywidget.AnyWidget):
 PLAYED_MOST = 50_000  # bytes of a sound in a notebook
 
 def _ogg(sound, fs) -> bytes:
-    "Channels (1 or 2, time) as the bytes of an Ogg Vorbis file."
+    """Channels (1 or 2, time) as the bytes of an Ogg Vorbis file. Two channels are kept as apart as
+    fits: with more compression the coder joins them and drops their phase difference."""
     import soundfile
-    file = io.BytesIO()
-    # above this compression the coder joins the two channels and drops their phase difference
-    together = {"compression_level": 0.1} if len(sound) == 2 else {}
-    soundfile.write(file, sound.T, round(fs), format="OGG", subtype="VORBIS", **together)
+    for level in (0.1, 0.25, 0.4, 0.6) if len(sound) == 2 else (0.6,):
+        file = io.BytesIO()
+        soundfile.write(file, sound.T, round(fs), format="OGG", subtype="VORBIS",
+                        compression_level=level)
+        if file.tell() <= PLAYED_MOST: break
     return file.getvalue()
 
 # %% ../nbs/03_workshop/01_plots.ipynb #5a5ea4b0
