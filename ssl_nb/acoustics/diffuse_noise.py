@@ -42,7 +42,8 @@ def diffuse_coherence(mics: Float[Tensor, "mics 3"],  # m
     d = torch.cat([d, d.new_zeros(1)])  # the last one is a microphone's distance from itself
     entry = torch.full((n, n), len(d) - 1, device=mics.device)
     entry[i, j] = entry[j, i] = torch.arange(len(i), device=mics.device)
-    by_pair = torch.sinc(frequencies.to(mics)[:, None] * (2 * d / c))
+    x = frequencies.to(mics)[:, None] * (2 * torch.pi * d / c)
+    by_pair = torch.where(x == 0, 1, x.sin() / x)  # torch.sinc takes five times as long
     return by_pair.index_select(1, entry.flatten()).unflatten(1, (n, n))
 
 # %% ../../nbs/01_acoustics/05_diffuse_noise.ipynb #77cebfca

@@ -98,19 +98,20 @@ def _responses(size, absorption, sources, mics, fs: float, taps: int, c: float,
 
 # %% ../../nbs/01_acoustics/04_image_sources.ipynb #3395144f
 _BLOCK = 64  # taps that are filtered together
-_SMALL = 1e-9  # shapes whose singular value is smaller, relative to the first, are left out
+_WIDTH = 16  # the first matrix is padded to a multiple of so many columns: narrow ones are slow
 
-@lru_cache(maxsize=4)  # 0.7 MB each in single precision
+@lru_cache(maxsize=4)  # at most 1.2 MB each
 def _block_filter(dtype, device):
-    "Matrices from phases to shapes (phases + 1, shapes), and from their samples to a block of taps."
+    "From phases to shapes (phases + 1, shapes and zeros), and from samples of shapes to a block."
     kernels = _phase_kernels(torch.float64, torch.device("cpu"))[:, 0]
     u, s, v = torch.linalg.svd(kernels, full_matrices=False)
-    kept = int((s > _SMALL * s[0]).sum())
+    kept = int((s > torch.finfo(dtype).eps * s[0]).sum())
     i, j = torch.arange(_BLOCK + 2 * _HALF)[:, None], torch.arange(_BLOCK)
     at = j + 2 * _HALF - i  # which sample of the sinc, if any
     inside = (at >= 0) & (at <= 2 * _HALF)
     block = torch.where(inside, v[:kept, at.clamp(0, 2 * _HALF)], 0).movedim(0, 1).flatten(0, 1)
-    return [m.to(device=device, dtype=dtype).contiguous() for m in ((u * s)[:, :kept], block)]
+    to_shapes = torch.nn.functional.pad((u * s)[:, :kept], (0, -kept % _WIDTH))
+    return [m.to(device=device, dtype=dtype).contiguous() for m in (to_shapes, block)]
 
 # %% ../../nbs/01_acoustics/04_image_sources.ipynb #fe8304d4
 def _empty_bins(like, taps: int):
@@ -122,8 +123,8 @@ def _empty_bins(like, taps: int):
 def _filter_bins(bins, taps: int):
     "Responses (rows, taps) from bins of `_empty_bins`."
     to_shapes, block = _block_filter(bins.dtype, bins.device)
-    shapes = (bins.unflatten(1, (-1, _PHASES + 1)) @ to_shapes).flatten(1)
-    kept = to_shapes.shape[1]
+    kept = len(block) // (_BLOCK + 2 * _HALF)
+    shapes = (bins.unflatten(1, (-1, _PHASES + 1)) @ to_shapes)[..., :kept].flatten(1)
     pieces = shapes.unfold(1, (_BLOCK + 2 * _HALF) * kept, _BLOCK * kept)
     return (pieces @ block).flatten(1)[:, :taps]
 

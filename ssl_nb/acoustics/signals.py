@@ -287,6 +287,13 @@ def _as_spectrum(value, name: str, like=None) -> Tensor:
     raise ValueError(f"{name}: shape {tuple(value.shape)}, needs (*batch, frequencies, frames) "
                      f"with at least 2 frequencies")
 
+def _half_overlap(spectrum: Tensor, window: Tensor) -> Tensor:
+    "All samples from the middle of the first frame on: each is the sum of two frames."
+    hop = len(window) // 2
+    cut = torch.fft.irfft(spectrum.mT, len(window)) * window
+    last = cut[..., -1, hop:] / window[hop:].square()  # one frame alone
+    return torch.cat([(cut[..., 1:, :hop] + cut[..., :-1, hop:]).flatten(-2), last], -1)
+
 def _no_rows(audio: Tensor, length: int, hop: int) -> Tensor:
     return torch.zeros(*audio.shape[:-1], length // 2 + 1, audio.shape[-1] // hop + 1,
                        dtype=audio.dtype.to_complex(), device=audio.device)
@@ -334,6 +341,7 @@ def istft(spectrum: Complex[Tensor, "*batch frequencies frames"], time: int,  # 
                          f"{spectrum.shape[-1]} frames {hop} samples apart hold")
     window = torch.hann_window(length, device=spectrum.device, dtype=spectrum.real.dtype).sqrt()
     if not spectrum.numel(): return spectrum.real.new_zeros(*spectrum.shape[:-2], time)
+    if 2 * hop == length: return _half_overlap(spectrum, window)[..., :time]
     flat = torch.istft(spectrum.reshape(-1, *spectrum.shape[-2:]), length, hop, window=window,
                        length=time)
     return flat.reshape(*spectrum.shape[:-2], time)
