@@ -25,7 +25,7 @@ def _as_array(value, name: str, like=None) -> Tensor:
     raise ValueError(f"{name}: shape {tuple(value.shape)}, needs (mics, 3): one array at a time")
 
 def _as_frequencies(value, name: str, like=None) -> Tensor:
-    value = as_numbers(value, name, like, unit="Hz")
+    value = as_numbers(value, name, like, unit="Hz", least=-1e9, most=1e9)
     if value.ndim == 1: return value
     raise ValueError(f"{name}: shape {tuple(value.shape)}, needs (frequencies,)")
 

@@ -75,7 +75,7 @@ def tdoas(mics: Float[Tensor, "*#batch mics dim"],  # microphone positions in 2-
     return pair_differences(distances(mics, sources), pairs) / c
 
 # %% ../../nbs/01_acoustics/01_geometry.ipynb #220c6907
-@door(pairs=as_pairs, n_mics=count(2))
+@door(pairs=as_pairs, n_mics=count(2, 1_000_000))
 def check_pairs(pairs: Int[Tensor, "pairs 2"] | None,  # all pairs if None
                 n_mics: int) -> Int[Tensor, "pairs 2"]:
     """`pairs`, or all of them. Raises `ValueError` for an index that is no microphone or a

@@ -6,12 +6,12 @@ Docs: https://ssl-nb.github.io/ssl_nb/01_acoustics/rooms.html.md"""
 
 # %% auto #0
 __all__ = ['TAILS', 'METHODS', 'Room', 'as_room', 'anechoic_rirs', 'early_rirs', 'late_tail', 'default_mixing_time', 'rirs',
-           'check_inside', 'check_scene', 'decay_curve', 'measure_t60', 'reverberate', 'add_reverberation', 'Scene',
-           'make_scene']
+           'check_inside', 'check_scene', 'decay_curve', 'measure_t60', 'reverberate', 'add_reverberation',
+           'samples_of', 'Scene', 'make_scene']
 
 # %% ../../nbs/01_acoustics/03_rooms.ipynb #59732374
 import math, warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 import scipy.fft
@@ -395,25 +395,32 @@ def _check_rows(signal: Tensor, rirs: Tensor) -> None:
     if not rows: raise ValueError(f"{'rirs' if signal.numel() else 'signal'}: empty")
 
 def add_reverberation(heard: Float[Tensor, "*out mics length"],  # what is added to, in place
-                      signal: Float[Tensor, "*#batch time"],
-                      rirs: Float[Tensor, "*#batch mics taps"],
-                      start: int = 0) -> None:  # of `heard`, samples after that of `signal`
+                      piece: Callable[[int, int], Tensor],  # samples of the signal from, to
+                      rirs: Float[Tensor, "*batch mics taps"]) -> None:
     "Add the convolution of a signal with its responses, in blocks of bounded memory."
-    taps, end = rirs.shape[-1], heard.shape[-1] + start
-    n = scipy.fft.next_fast_len(max(4 * taps, _AT_ONCE // (8 * _rows(signal, rirs))), real=True)
+    taps, end = rirs.shape[-1], heard.shape[-1]
+    n = max(4 * taps, _AT_ONCE // (8 * heard.shape[:-1].numel()))
+    n = scipy.fft.next_fast_len(min(n, end + taps), real=True)
     spectrum, step = torch.fft.rfft(rirs, n), n - taps + 1
-    for first in range(start, end, step):
+    for first in range(0, end, step):
         stop = min(first + step, end)
-        piece = signal[..., max(first - taps + 1, 0):min(stop, signal.shape[-1])]
-        piece = torch.nn.functional.pad(piece, (max(taps - 1 - first, 0), 0))
-        block = torch.fft.irfft(torch.fft.rfft(piece, n).unsqueeze(-2) * spectrum, n)
-        heard[..., first - start:stop - start] += block[..., taps - 1:taps - 1 + stop - first]
+        block = torch.fft.rfft(piece(first - taps + 1, stop), n).unsqueeze(-2) * spectrum
+        block = torch.fft.irfft(block, n)[..., taps - 1:taps - 1 + stop - first]
+        heard[..., first:stop] += block
+
+def samples_of(signal: Float[Tensor, "*batch time"], start: int, stop: int,
+               ) -> Float[Tensor, "*batch samples"]:
+    "Samples from `start` to `stop` of a signal, with silence before and after it."
+    time = signal.shape[-1]
+    inside = signal[..., min(max(start, 0), time):min(max(stop, 0), time)]
+    before = min(max(-start, 0), stop - start)
+    return torch.nn.functional.pad(inside, (before, stop - start - before - inside.shape[-1]))
 
 def _in_blocks(signal: Tensor, rirs: Tensor, length: int) -> Tensor:
     leading = torch.broadcast_shapes((*signal.shape[:-1], 1), rirs.shape[:-1])
     heard = torch.zeros(*leading, length, dtype=torch.result_type(signal, rirs),
                         device=rirs.device)
-    add_reverberation(heard, signal, rirs)
+    add_reverberation(heard, partial(samples_of, signal), rirs)
     return heard
 
 # %% ../../nbs/01_acoustics/03_rooms.ipynb #76eb1920

@@ -280,7 +280,7 @@ def _check_window(length: int, hop: int | None) -> int:
     return hop or length // 2
 
 def _as_spectrum(value, name: str, like=None) -> Tensor:
-    value = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+    if isinstance(value, np.ndarray) and np.iscomplexobj(value): value = torch.from_numpy(value)
     if not (isinstance(value, Tensor) and value.is_complex()):
         raise ValueError(f"{name}: a {type(value).__name__}, must be a complex tensor, as of stft")
     if value.ndim >= 2 and value.shape[-2] >= 2 and value.shape[-1] >= 1: return value
@@ -301,7 +301,8 @@ def _no_rows(audio: Tensor, length: int, hop: int) -> Tensor:
 def _long_stft(audio: Tensor, window: Tensor, hop: int, at_once: int = AT_ONCE) -> Tensor:
     "The same in groups of frames, so that only the result is large."
     length, n = len(window), audio.shape[-1] // hop + 1
-    result = _no_rows(audio, length, hop).mT.contiguous()
+    result = torch.empty(*audio.shape[:-1], n, length // 2 + 1, dtype=audio.dtype.to_complex(),
+                         device=audio.device)
     group = max(1, at_once // (length * audio.shape[:-1].numel()))
     for k in range(0, n, group):
         some = min(group, n - k)
