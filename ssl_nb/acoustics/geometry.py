@@ -318,7 +318,7 @@ def highest_frequency(mics: Float[Tensor, "mics dim"],  # positions of one array
     """The frequency, equation (8), below which no two directions with different delays give an
     array the same phases. Raises `ValueError` for microphones that are all at one place."""
     _check_one_array(mics)
-    points = mics.detach().cpu().double().numpy()
-    longest = float(scipy.cluster.hierarchy.linkage(points, "single")[-1, 2])
+    lengths = torch.pdist(mics.detach().cpu().double()).numpy()
+    longest = float(scipy.cluster.hierarchy.linkage(lengths, "single")[-1, 2])
     if longest > 0: return c / (2 * longest)
     raise ValueError("mics: all at one place, needs at least two places")
