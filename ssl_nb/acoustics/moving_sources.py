@@ -205,7 +205,7 @@ def _blocks(signal, h, shift, hop: int, first: int, margin: int):
 _BLOCK_NUMBERS = 2**22  # in a group of blocks: 16 MB in single precision
 
 def _glide(signal, respond, trajectory, mics, fs: float, c: float, hop: int, taps: int):
-    "Equation (2) for responses `respond(first, last)` (knots, mics, about `taps`) every `hop` samples."
+    "Equation (2) for responses `respond(first, last)` (knots, mics, `taps`) every `hop` samples."
     time = signal.shape[-1]
     knots = math.ceil(time / hop) + 1
     fade = torch.hann_window(2 * hop, device=mics.device, dtype=mics.dtype)
@@ -266,18 +266,17 @@ def moving_source(
     interval: float = 0.1,  # from one response to the next, s
     c: float = SPEED_OF_SOUND,  # m/s
     ) -> Scene:  # position in the middle of each 20 ms frame, and whether the source speaks in it
-    """The recording of a source that moves, equation (2). All microphones are omnidirectional and
-    of gain 1: `add_noise` gives each its own gain and noise. Raises `ValueError` for a trajectory
-    that leaves the room and as `rirs` does."""
-    _check_interval(interval, fs)
+    """The recording of a source that moves, equation (2); every microphone hears all sides alike,
+    with gain 1. Raises `ValueError` for a trajectory that leaves the room and as `rirs` does."""
+    _check_interval(interval, fs); signal = signal.to(mics)
     hop, frame = round(interval * fs), max(1, round(0.02 * fs))
     at = trajectory.at(torch.arange(math.ceil(len(signal) / hop) + 1) * hop / fs).to(mics)
     if room is not None: check_inside("trajectory", trajectory.positions.to(mics), room)
     check_scene(room, at, mics)
-    signal, walls = signal.to(mics), room is not None and room.t60 > 0 and method != "anechoic"
+    walls = room is not None and room.t60 > 0 and method != "anechoic"
     if walls and method == "hybrid":
-        mixing, level = default_mixing_time(room, at, mics, fs, c, None), mics.new_empty(
-            len(at), len(mics))
+        mixing = default_mixing_time(room, at, mics, fs, c, None)
+        level = mics.new_empty(len(at), len(mics))
         respond, seconds = _early(room, at, mics, fs, c, mixing, level), mixing
     else:
         respond = lambda a, b: rirs(room if walls else None, at[a:b], mics, fs, method, c)

@@ -105,8 +105,8 @@ def _check_apart(d: Tensor) -> Tensor:
     "Distances (*batch, mics), unless a microphone is within 1 mm of a source."
     if d.min() >= 1e-3: return d
     nearest = int(d.reshape(-1, d.shape[-1]).amin(0).argmin())
-    raise ValueError(f"mics: microphone {nearest} is {float(d.min()) * 1e3:.2g} mm from a source; at "
-                     f"least 1 mm is needed")
+    raise ValueError(f"mics: microphone {nearest} is {float(d.min()) * 1e3:.2g} mm from a source; "
+                     f"at least 1 mm is needed")
 
 def _check_taps(taps: float, fs: float, c: float) -> None:
     if taps <= 2**31: return
@@ -387,13 +387,15 @@ def _rows(signal: Tensor, rirs: Tensor) -> int:
     return torch.broadcast_shapes((*signal.shape[:-1], 1), rirs.shape[:-1]).numel()
 
 def _check_rows(signal: Tensor, rirs: Tensor) -> None:
-    if rirs.ndim < 2: raise ValueError(f"rirs: shape {tuple(rirs.shape)}, needs (*batch, mics, taps)")
+    if rirs.ndim < 2:
+        raise ValueError(f"rirs: shape {tuple(rirs.shape)}, needs (*batch, mics, taps)")
     try: rows = _rows(signal, rirs)
     except RuntimeError:
         raise ValueError(f"signal: leading shape {tuple(signal.shape[:-1])}, must broadcast with "
                          f"{tuple(rirs.shape[:-2])}, that of rirs before mics and taps") from None
     if not rows: raise ValueError(f"{'rirs' if signal.numel() else 'signal'}: empty")
 
+# %% ../../nbs/01_acoustics/03_rooms.ipynb #d4ffdd7f
 def add_reverberation(heard: Float[Tensor, "*out mics length"],  # what is added to, in place
                       piece: Callable[[int, int], Tensor],  # samples of the signal from, to
                       rirs: Float[Tensor, "*batch mics taps"]) -> None:
@@ -448,7 +450,8 @@ def _as_point(value, name: str, like=None) -> Tensor:
 
 # %% ../../nbs/01_acoustics/03_rooms.ipynb #658fd1d5
 @door(room=as_room, signal=_as_sound, source=_as_point, mics=_as_array, fs=as_sound_rate,
-      snr_db=number("dB", finite=False), method=choice(*METHODS), generator=as_generator, c=as_speed)
+      snr_db=number("dB", finite=False), method=choice(*METHODS), generator=as_generator,
+      c=as_speed)
 def make_scene(room: Room | None,  # None for the free field
                signal: Float[Tensor, "time"],  # what the source says
                source: Float[Tensor, "3"],  # its position, m
