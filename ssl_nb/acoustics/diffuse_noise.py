@@ -9,7 +9,6 @@ __all__ = ['diffuse_coherence', 'mix_diffuse', 'diffuse_noise']
 
 # %% ../../nbs/01_acoustics/05_diffuse_noise.ipynb #df361d43
 import math
-from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor
