@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from ssl_nb.workshop import metrics
 from ssl_nb.workshop.metrics import (Evaluation, accuracy_within, azimuth_errors,
                                      bootstrap_interval, by_distance, mae, mean_angular_error_deg,
-                                     median_error, position_errors, rmsae_deg, rmse)
+                                     median_error, position_errors, rmsae_deg, rmse, share_interval)
 
 settings.register_profile("house", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("house")
@@ -124,6 +124,30 @@ def test_coverage_when_recordings_are_drawn():
             and naive / trials < 0.6)
 
 
+@pytest.mark.parametrize("sizes", [(40, 40, 40, 40), (20, 60, 40, 40)])
+def test_two_levels_have_the_variance_of_two_levels(sizes):
+    "Davison and Hinkley (1997), section 3.8: between groups over their number, plus within."
+    g = generator(3)
+    parts = [k + (1 + k) * torch.randn(n, generator=g).double() for k, n in enumerate(sizes)]
+    groups = torch.arange(4).repeat_interleave(torch.tensor(sizes))
+    total = lambda x: x.sum(-1)  # linear, so that its variance is known in unlike groups, too
+    low, high = bootstrap_interval(torch.cat(parts), total, n=20000, groups=groups, nested=True)
+    sums = torch.stack([part.sum() for part in parts])
+    within = torch.stack([len(part) * part.var(correction=0) for part in parts])
+    sigma = (4 * sums.var(correction=0) + within.sum()).sqrt()
+    assert abs((high - low) / (2 * 1.96 * sigma) - 1) < 0.06
+    whole = bootstrap_interval(torch.cat(parts), total, n=20000, groups=groups)
+    assert whole[1] - whole[0] < high - low
+
+
+def test_interval_of_a_share_has_the_binomial_variance_where_seeds_agree():
+    "With equal shares only the scenes vary: p (1 - p) / (seeds * scenes)."
+    low, high = share_interval([0.3] * 5, [100] * 5)
+    assert abs((high - low) / (2 * 1.96 * math.sqrt(0.3 * 0.7 / 500)) - 1) < 0.12
+    apart = share_interval([0.1, 0.5, 0.1, 0.5, 0.3], [100] * 5)
+    assert apart[1] - apart[0] > 2 * (high - low) and share_interval([1, 1], [5, 9]) == (1, 1)
+
+
 def test_interval_is_seeded_and_level_widens_it():
     x = torch.rand(50, generator=generator(0))
     assert (bootstrap_interval(x, rmse, seed=3) == bootstrap_interval(x, rmse, seed=3)
@@ -206,6 +230,10 @@ E = torch.tensor([0.1, 0.2, 0.3])
     (lambda: by_distance(E, E, (2,)), "edges="),
     (lambda: bootstrap_interval(E[:1]), "values: 1 to draw from"),
     (lambda: bootstrap_interval(E, groups=torch.zeros(3).long()), "groups: 1 to draw"),
+    (lambda: bootstrap_interval(E, nested=True), "nested=True"),
+    (lambda: share_interval([0.5], [10]), "groups: 1 to draw"),
+    (lambda: share_interval([0.5, 1.5], [10, 10]), "shares"),
+    (lambda: share_interval([0.5, 0.5], [10]), "counts"),
     (lambda: bootstrap_interval(E, level=1.0), "level=1.0"),
     (lambda: bootstrap_interval(E, n=10), "n=10"),
     (lambda: Evaluation(0.0), "radius=0.0"),

@@ -6,7 +6,8 @@ Docs: https://ssl-nb.github.io/ssl_nb/03_workshop/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['position_errors', 'mae', 'rmse', 'median_error', 'accuracy_within', 'azimuth_errors', 'rmsae_deg',
-           'mean_angular_error_deg', 'by_distance', 'bootstrap_interval', 'Evaluation', 'Timing', 'time_calls']
+           'mean_angular_error_deg', 'by_distance', 'bootstrap_interval', 'share_interval', 'Evaluation', 'Timing',
+           'time_calls']
 
 # %% ../../nbs/03_workshop/06_metrics.ipynb #35babae8
 import math, time
@@ -158,11 +159,13 @@ def bootstrap_interval(
     level: float = 0.95, n: int = 1000,  # draws
     seed: int | torch.Generator = 0,
     groups: Int[Tensor, "n"] | None = None,  # recording of each value: whole ones are drawn
+    nested: bool = False,  # draw the values within a drawn group, too
     ) -> tuple[float, float]:  # lower and upper end
     """Percentile bootstrap interval of `statistic`. Raises `ValueError` below two values, or two
     groups, or for values that are not finite."""
     if groups is not None and len(groups) != len(values):
         raise ValueError(f"groups: {len(groups)} entries, must be {len(values)} like the values")
+    if nested and groups is None: raise ValueError("nested=True: needs groups to draw within")
     generator = (seed if isinstance(seed, torch.Generator)
                  else torch.Generator().manual_seed(as_seed(seed, "seed")))
     values = values.double().cpu()
@@ -171,7 +174,7 @@ def bootstrap_interval(
     if len(parts) < 2:
         raise ValueError(f"{'values' if groups is None else 'groups'}: {len(parts)} to draw from, "
                          f"needs at least 2")
-    drawn = _drawn_statistics(parts, statistic, n, generator)
+    drawn = _drawn_statistics(parts, statistic, n, generator, nested)
     low, high = torch.quantile(drawn, torch.tensor([(1 - level) / 2, (1 + level) / 2],
                                                    dtype=drawn.dtype)).tolist()
     return low, high
@@ -183,18 +186,37 @@ def _rows_of(groups):
     return np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
 
 # %% ../../nbs/03_workshop/06_metrics.ipynb #6f370df5
-def _drawn_statistics(parts, statistic, n, generator):
-    """The statistic of `n` draws of whole parts; at once, four million values at a time, where the
-    parts are equally long."""
+def _redrawn(values, generator):
+    "As many values of the last axis, drawn with replacement."
+    return values.gather(-1, torch.randint(values.shape[-1], values.shape, generator=generator))
+
+def _drawn_statistics(parts, statistic, n, generator, nested):
+    """The statistic of `n` draws of parts, whole or drawn from again; at once, four million values
+    at a time, where the parts are equally long."""
+    again = partial(_redrawn, generator=generator) if nested else lambda part: part
     total = sum(len(part) for part in parts)
     step = max(1, 4_000_000 // total)
     picks = [torch.randint(len(parts), (min(step, n - start), len(parts)), generator=generator)
              for start in range(0, n, step)]
     if len({len(part) for part in parts}) == 1:
         pool = torch.stack(parts)
-        return torch.cat([statistic(pool[pick].flatten(1)) for pick in picks])
-    return torch.stack([statistic(torch.cat([parts[k] for k in draw])) for pick in picks
+        return torch.cat([statistic(again(pool[pick]).flatten(1)) for pick in picks])
+    return torch.stack([statistic(torch.cat([again(parts[k]) for k in draw])) for pick in picks
                         for draw in pick.tolist()])
+
+# %% ../../nbs/03_workshop/06_metrics.ipynb #48fff26b
+@door(shares=_some(partial(as_numbers, least=0, most=1)), counts=_some(partial(as_numbers, least=1)))
+def share_interval(shares: Float[Tensor, "seeds"],  # of successes, 0 to 1
+                   counts: Float[Tensor, "_"],  # scenes, one number a seed
+                   level: float = 0.95) -> tuple[float, float]:  # lower and upper end
+    """Percentile bootstrap interval of the share over all seeds: seeds are drawn, then scenes of
+    each. Raises `ValueError` for fewer than two seeds."""
+    match_shapes(shares=shares, counts=counts)
+    counts = counts.round().long()
+    place = torch.cat([torch.arange(n) for n in counts.tolist()])
+    seed_of = torch.arange(len(counts)).repeat_interleave(counts)
+    hits = (place < (shares * counts).round()[seed_of]).double()
+    return bootstrap_interval(hits, level=level, groups=seed_of, nested=True)
 
 # %% ../../nbs/03_workshop/06_metrics.ipynb #72e32df8
 class Evaluation:
