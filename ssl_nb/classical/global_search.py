@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from ..acoustics.geometry import SPEED_OF_SOUND, mic_pairs
 from ..arguments import as_audio, as_positions, as_rate, as_room_size, as_speed, door
-from ..arguments import match_channels, number
+from ..arguments import match_channels, number, span
 from .gcc_phat import gcc_phat
 
 # %% ../../nbs/02_classical/07_global_search.ipynb #5b3d5365
@@ -116,18 +116,18 @@ def _split(centres, frame, side):
     return (centres[:, None] + corners).flatten(0, 1), frame.repeat_interleave(8)
 
 # %% ../../nbs/02_classical/07_global_search.ipynb #14de29db
-def _top(bound, frame, n_frames):
-    "Indices of the `BEAM` cells with the highest bounds of each frame."
+def _top(bound, frame, n_frames, most):
+    "True for the `most` cells with the highest bounds of each frame."
     order = bound.argsort(descending=True)
     order = order[frame[order].argsort(stable=True)]
     start = torch.searchsorted(frame[order], torch.arange(n_frames, device=frame.device))
     rank = torch.arange(len(order), device=frame.device) - start[frame[order]]
-    return order[rank < BEAM]
+    return torch.zeros_like(frame, dtype=torch.bool).index_fill(0, order[rank < most], True)
 
 def _dive(maps, best, centres, frame, bound, side):
     "Follow the most promising cells of each frame down to the finest."
     while float(side.max()) > FINEST:
-        chosen = _top(bound, frame, len(best))
+        chosen = _top(bound, frame, len(best), BEAM)
         centres, frame = _split(centres[chosen], frame[chosen], side)
         side = side / 2
         bound, power = _look(maps, centres, frame, float(side.norm()) / 2)
@@ -137,45 +137,59 @@ def _dive(maps, best, centres, frame, bound, side):
 # %% ../../nbs/02_classical/07_global_search.ipynb #50bc039e
 def _search(maps, centres, frame, best, side, most):
     "Branch and bound over all frames at once; best points and margins."
-    level = 0
+    level, left = 0, best[:, 3].clone()  # the highest bound that is not looked into
     while True:
         bound, power = _look(maps, centres, frame, float(side.norm()) / 2)
         best = _better(best, centres, frame, power)
         if level < 3: best = _dive(maps, best, centres, frame, bound, side)
-        above = bound - best[frame, 3]
-        alive = above > 0
-        margin = best.new_zeros(len(best)).scatter_reduce(0, frame[alive], above[alive], "amax")
-        if not alive.any() or float(side.max()) <= FINEST or 8 * int(alive.sum()) > most:
-            return best, margin
-        centres, frame = _split(centres[alive], frame[alive], side)
+        alive = bound > best[frame, 3]
+        last = not alive.any() or float(side.max()) <= FINEST
+        chosen = alive & ~alive if last else alive & _top(
+            bound.where(alive, -torch.inf), frame, len(best), max(1, int(most) // 8))
+        left = left.scatter_reduce(0, frame[alive & ~chosen], bound[alive & ~chosen], "amax")
+        if last: return best, (left - best[:, 3]).clamp(min=0)
+        centres, frame = _split(centres[chosen], frame[chosen], side)
         side, level = side / 2, level + 1
 
 # %% ../../nbs/02_classical/07_global_search.ipynb #9a25c8ff
-@door(audio=partial(as_audio, channels=2), mics=partial(as_positions, axes=(3,), least=2),
-      room_size=as_room_size, fs=as_rate, c=as_speed, most=number(least=8))
+def _correlations(audio, mics, fs, band, c):
+    "Correlations (frames, pairs, lags) over the lags of the array, four per sample."
+    match_channels(audio, mics)
+    if not 0 <= band[0] < min(band[1], fs / 2):
+        raise ValueError(f"band={band} Hz: must rise, and begin below fs / 2 = {fs / 2:g} Hz")
+    frames = audio.reshape(-1, *audio.shape[-2:])
+    lags = min(int(float(torch.pdist(mics).max()) / c * fs) + 2, frames.shape[-1] - 1)
+    return gcc_phat(frames, max_lag=lags, interpolation=4, band=(band[0], min(band[1], fs / 2)),
+                    fs=fs)
+
+def _highest(gcc, mics, room_size, lags_per_metre, most):
+    "Best points (frames, 4) and margins of the maps of correlations."
+    counts = (room_size / FIRST).ceil().long()
+    side = (room_size / counts).to(mics)
+    axes = [(torch.arange(n) + 0.5) * s for n, s in zip(counts.tolist(), side.tolist())]
+    cells = torch.cartesian_prod(*axes).to(mics)
+    maps = _maps(gcc, mics, lags_per_metre, float(side.norm()) / 2)
+    frame = torch.arange(len(gcc), device=mics.device).repeat_interleave(len(cells))
+    best = mics.new_full((len(gcc), 4), -torch.inf)
+    return _search(maps, cells.repeat(len(gcc), 1), frame, best, side, most)
+
+# %% ../../nbs/02_classical/07_global_search.ipynb #eb27172e
+_CHECKS = dict(audio=partial(as_audio, channels=2), mics=partial(as_positions, axes=(3,), least=2),
+               room_size=as_room_size, fs=as_rate, band=span("Hz", least=0, apart=True),
+               c=as_speed, most=number(least=8))
+
+@door(**_CHECKS)
 def highest_point(audio: Float[Tensor, "*batch channels time"],
                   mics: Float[Tensor, "mics 3"],  # in the room's coordinates, m
                   room_size: Float[Tensor, "3"],  # m
                   fs: float,  # Hz
                   band: tuple[float, float] = (100.0, 6000.0),  # Hz; the upper end at most fs / 2
                   c: float = SPEED_OF_SOUND,
-                  most: float = 2e6,  # cells per call: beyond it the margin is what it is
+                  most: float = 2e4,  # cells of a size and recording; the margin tells what is left
                   ) -> Highest:
     """Highest point of steered power (1) in a room. Raises `ValueError` for what is not a room's
     array."""
-    match_channels(audio, mics)
-    band = (band[0], min(band[1], fs / 2))
-    far = float(torch.pdist(mics).max())
-    frames = audio.reshape(-1, *audio.shape[-2:])
-    lags = min(int(far / c * fs) + 2, frames.shape[-1] - 1)
-    gcc = gcc_phat(frames, max_lag=lags, interpolation=4, band=band, fs=fs)
-    counts = (room_size / FIRST).ceil().long()
-    side = (room_size / counts).to(mics)
-    axes = [(torch.arange(n) + 0.5) * s for n, s in zip(counts.tolist(), side.tolist())]
-    cells = torch.cartesian_prod(*axes).to(mics)
-    maps = _maps(gcc, mics, 4 * fs / c, float(side.norm()) / 2)
-    frame = torch.arange(len(frames), device=mics.device).repeat_interleave(len(cells))
-    best = mics.new_full((len(frames), 4), -torch.inf)
-    best, margin = _search(maps, cells.repeat(len(frames), 1), frame, best, side, most)
+    gcc = _correlations(audio, mics, fs, band, c)
+    best, margin = _highest(gcc, mics, room_size, 4 * fs / c, most)
     lead = audio.shape[:-2]
     return Highest(best[:, :3].reshape(*lead, 3), best[:, 3].reshape(lead), margin.reshape(lead))
