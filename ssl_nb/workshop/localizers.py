@@ -32,6 +32,8 @@ class Estimate(NamedTuple):
     spread: Float[Tensor, "frames sources"]  # standard deviation, m or rad; NaN where there is none
     activity: Float[Tensor, "frames sources"]  # 0 to 1: is anybody talking there?
     far_field: bool  # unit vectors rather than positions
+    # 0 to 1: how probable it is that the point is right; NaN, or None for all, where not said
+    trust: Float[Tensor, "frames sources"] | None = None
 
 # %% ../../nbs/03_workshop/09_localizers.ipynb #18fe6209
 class Needs(NamedTuple):
@@ -39,6 +41,7 @@ class Needs(NamedTuple):
     finds: str  # directions, positions, or either (positions where a room is given)
     mics: int = 2  # at least so many microphones
     sources: int = 1  # at most so many talkers
+    positions: int = 1  # at most so many where it finds positions
     room: str = "unused"  # the room's size: needed, taken or unused
     rate: int | None = None  # the only sampling rate it takes, Hz; any if None
     array: str = "any"  # any, or the name of the only array it knows
@@ -154,6 +157,8 @@ def check_call(method: Localizer, audio: Float[Tensor, "*batch channels time"],
         raise ValueError(f"mics: {len(mics)}, {own} needs at least {needs.mics}")
     if sources > needs.sources:
         raise ValueError(f"sources={sources}: {own} finds at most {needs.sources}")
+    if room is not None and needs.room != "unused" and sources > needs.positions:
+        raise ValueError(f"sources={sources}: with a room {own} finds at most {needs.positions}")
     if room is None and needs.room == "needed":
         raise ValueError(f"room=None: {own} needs the room's size")
     if needs.rate not in (None, fs):
