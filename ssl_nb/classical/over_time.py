@@ -64,6 +64,24 @@ def directions_of(mics: Float[Tensor, "mics 3"]
     keep = (canonical(grid.points, dimensions, axes) - grid.points).norm(dim=-1) < 1e-6
     return Grid(grid.points[keep], (int(keep.sum()),), grid.spacing, True), dimensions, axes
 
+# %% ../../nbs/02_classical/06_over_time.ipynb #bfb7f861
+def _band(call, low):
+    "The band to search in, Hz. Warns of an array that does not fit it."
+    top = min(4000.0, 0.45 * call.fs)
+    if top < 2 * low:
+        raise ValueError(f"fs={call.fs} Hz: directions are searched above {low:g} Hz, needs at "
+                         f"least {2 * low / 0.45:.0f} Hz")
+    wide, wave = float(torch.pdist(call.mics).max()), 343.0 / top
+    if wide * math.radians(STEP_DEG) > wave:
+        warnings.warn(f"mics: {wide:.3g} m apart, too wide for directions on a grid of "
+                      f"{STEP_DEG:g} degrees up to {top:.0f} Hz (at most "
+                      f"{wave / math.radians(STEP_DEG):.2g} m); give the room, and positions are "
+                      f"found", stacklevel=4)
+    if wide < wave / 20:
+        warnings.warn(f"mics: only {1e3 * wide:.2g} mm apart, which is little beside the shortest "
+                      f"wave of {1e3 * wave:.0f} mm; are they in metres?", stacklevel=4)
+    return low, top
+
 # %% ../../nbs/02_classical/06_over_time.ipynb #aac6f2af
 class SrpPhat:
     "Steered power with PHAT over frames: directions, or positions where a room is given."
@@ -83,7 +101,7 @@ class SrpPhat:
             points, trust = _where_heard(heard, pieces, search, call.sources)
             return _estimate(times, points, heard, False, trust)
         grid, dimensions, axes = directions_of(call.mics)
-        band = (200.0, min(4000.0, 0.45 * call.fs))
+        band = _band(call, 200.0)
         steered = SteeredPower(call.mics, grid, call.fs, band=band, c=self.c)
         def search(some):
             found = locate(steered, some, call.sources)
@@ -127,7 +145,7 @@ class Music:
         if length < 64:
             raise ValueError(f"audio: frames of {pieces.shape[-1]} samples, MUSIC with "
                              f"{len(call.mics)} microphones needs {32 * len(call.mics)}")
-        band = (500.0, min(4000.0, 0.45 * call.fs))
+        band = _band(call, 500.0)
         search = lambda some: [music(some, call.mics, call.fs, grid, call.sources, band,
                                      length)[1].points]
         points, = _where_heard(heard, pieces, search, call.sources, 0)
