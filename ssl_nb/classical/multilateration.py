@@ -6,7 +6,7 @@ Docs: https://ssl-nb.github.io/ssl_nb/02_classical/multilateration.html.md"""
 
 # %% auto #0
 __all__ = ['WITHIN', 'TRUST', 'spanned_dimensions', 'closed_form', 'difference_matrix', 'delay_information', 'delay_gradient',
-           'position_bound', 'Fix', 'multilaterate', 'multilateration_curves', 'direction_bound']
+           'position_bound', 'Fix', 'trust_features', 'multilaterate', 'multilateration_curves', 'direction_bound']
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #40fd5499
 import math
@@ -19,7 +19,7 @@ from ..acoustics.geometry import SPEED_OF_SOUND, check_pairs, pair_differences
 from ..acoustics.geometry import hyperbola, max_pair_tdoas, tangent_basis, tdoas
 from ..arguments import (as_delays, as_finite, as_numbers, as_pairs, as_points, as_positions,
                               as_speed, as_unit_vectors, choice, count, door, number)
-from .trust import Calibration, trust_of
+from .trust import Calibration
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #1f30443d
 def _different(mics) -> int:
@@ -234,7 +234,7 @@ def _polish(case, position):
         length = torch.linalg.vector_norm(step, dim=-1)
         if rows is None: position, moved = here + step, length
         else: position[rows], moved[rows] = here + step, length
-        going = length > 1e-7
+        going = length > 1e-6
         left = int(going.sum())
         if not left: break
         if 2 * left < len(length):  # go on with those that still move
@@ -314,6 +314,10 @@ class _Array(NamedTuple):
     inverse: Tensor  # their pseudoinverse
     rest: Tensor  # projector on what they cannot explain
     thin: Tensor  # thinnest extent, m; 0 where there is no closed form
+    free: Tensor  # 1 for coordinates between bounds, 0 for fixed ones, (*cases, dim)
+    spare: Tensor  # delays more than unknowns, (*cases)
+    enough: Tensor  # how many pairs count; NaN if they are no more than the unknowns, (*cases)
+    volume: Tensor  # logarithm of the size of the bounds, (*cases)
 
 def _start(array, arrivals, mics):
     "Equation (1) for rows of arrivals (c times the times), m."
@@ -348,8 +352,12 @@ def _array(mics, pairs, weights, low, high):
     thin = torch.linalg.eigvalsh(mics.mT @ information @ mics)[..., 0].clamp(min=0).sqrt()
     if _different(mics) < dim + 2 or spanned_dimensions(mics) < dim: thin = torch.zeros_like(thin)
     limits = torch.linalg.vector_norm(d @ mics, dim=-1)
+    free = (low < high).to(mics)
+    unknown, used = free.sum(-1), (weights > 0).to(mics).sum(-1)
+    spare = information.diagonal(dim1=-2, dim2=-1).sum(-1) - unknown
+    volume = ((high - low) * free + 1 - free).clamp(min=1e-3).log().sum(-1)
     return _Array(pairs, weights, low, high, limits, d, information, to_arrivals, baselines, inverse,
-                  rest, thin)
+                  rest, thin, free, spare, used.where(used > unknown, torch.nan), volume)
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #af33f560
 _HONEST = 2e-5  # error of an honest delay, s
@@ -357,37 +365,43 @@ WITHIN = 0.3  # error that `Fix.trust` speaks of, m
 TRUST = Calibration((4.2, -1.54, -3.16), 0.0)
 
 def _look(case, position):
-    "Residuals and distances (m), unit vectors without fixed coordinates, and the free ones."
+    "Residuals and distances, m, and unit vectors."
     offset = position.unsqueeze(-2) - case.mics
     far = torch.linalg.vector_norm(offset, dim=-1)
-    free = (case.low < case.high).to(far)
-    unit = offset / far.clamp(min=1e-9).unsqueeze(-1) * free.unsqueeze(-2)
-    return case.delays - far @ case.d.T, far, unit, free
+    return case.delays - far @ case.d.T, far, offset / far.clamp(min=1e-9).unsqueeze(-1)
 
 def _eigenvalues(unit, information, free):
     "Of the information about the free coordinates; 1 for each that is fixed."
     matrix = unit.mT @ (information @ unit)
-    return torch.linalg.eigvalsh(matrix + torch.diag_embed(1 - free))
+    if not free.all():
+        matrix = (matrix * free.unsqueeze(-1) * free.unsqueeze(-2) + torch.diag_embed(1 - free))
+    return torch.linalg.eigvalsh(matrix)
 
-def _evidence(case, error, unit, free, c):
-    """Evidence per pair, and the logarithm of the spread (m) for errors of 20 µs. NaN where there
-    are no more pairs than unknowns."""
-    width, used = c * _HONEST, (case.weights > 0).to(error)
-    weight = used / (1 + (error / width) ** 2)
-    # even odds that a delay is honest; if it is not, it is anywhere within the limits
-    ratio = torch.log(weight * case.limits / (math.pi * width) + 1 - used / 2).sum(-1)
-    values = _eigenvalues(unit / width, case.d.T @ (weight.unsqueeze(-1) * case.d), free)
-    values = values.clamp(min=1e-8)
-    spread = ((1 / values).sum(-1) - (1 - free).sum(-1)).clamp(min=1e-12).log() / 2
-    volume = ((case.high - case.low) * free + 1 - free).clamp(min=1e-3).log().sum(-1)
-    pairs = used.sum(-1)
-    total = (ratio - values.log().sum(-1) / 2 - volume) / pairs
-    return total.where(pairs > free.sum(-1), torch.nan), spread
+def _trace(values, free):
+    "Trace of the inverse, fixed coordinates left out; infinite where one is open."
+    known = values.where(values > 1e-9 * values[..., -1:], 0)
+    return known.reciprocal().sum(-1) - (1 - free).sum(-1)
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #3465898a
-def _left_over(case, error, far):
-    "Information K with the robust weights, and the squares of what is left at the microphones, m^2."
-    if case.scale is None: return case.information, _linear(case, far)[2](far)
+def _features(array, case, on_bounds, error, unit, c):
+    """Evidence per pair, the logarithm of the spread (m) for errors of 20 µs, and `on_bounds`,
+    (cases, 3). NaN where there are no more pairs than unknowns."""
+    width = c * _HONEST
+    weight = (case.weights > 0) / (1 + (error / width).square())
+    # even odds that a delay is honest; if it is not, it is anywhere within the limits
+    ratio = torch.log(weight * case.limits * (1 / (math.pi * width)) + 0.5).sum(-1)
+    ratio = ratio + math.log(2) * (case.weights == 0).sum(-1)  # an ignored pair says nothing
+    information = case.d.T @ (weight.unsqueeze(-1) * case.d)
+    values = _eigenvalues(unit / width, information, array.free).clamp(min=1e-8)
+    places = values.log().sum(-1) / 2 + array.volume
+    spread = _trace(values, array.free).clamp(1e-12, 1e12).log() / 2
+    return torch.stack([(ratio - places) / array.enough, spread, on_bounds.to(spread)], -1)
+
+# %% ../../nbs/02_classical/02_multilateration.ipynb #228dfe7f
+def _left_over(array, case, error, far):
+    """Information K with the robust weights, the squares of what is left at the microphones, m^2,
+    and the delays to spare."""
+    if case.scale is None: return case.information, _linear(case, far)[2](far), array.spare
     weights = case.weights / (1 + (error / case.scale) ** 2)
     ones = torch.ones_like(case.d[0])
     eye = torch.diag(ones)
@@ -395,18 +409,15 @@ def _left_over(case, error, far):
     information = eye - torch.linalg.inv_ex(eye + case.d.T @ scaled)[0]
     laplacian = case.d.T @ (weights.unsqueeze(-1) * case.d) + ones
     at_mics = torch.linalg.solve_ex(laplacian, ((weights * error) @ case.d).unsqueeze(-1))[0]
-    return information, (at_mics * (information @ at_mics)).sum((-2, -1))
+    spare = information.diagonal(dim1=-2, dim2=-1).sum(-1) - array.free.sum(-1)
+    return information, (at_mics * (information @ at_mics)).sum((-2, -1)), spare
 
-def _spread(case, error, far, unit, free):
+def _spread(array, case, error, far, unit):
     "Root of the trace of (3), timing errors from what is left over, m."
-    information, squares = _left_over(case, error, far)
-    spare = information.diagonal(dim1=-2, dim2=-1).sum(-1) - free.sum(-1)
+    information, squares, spare = _left_over(array, case, error, far)
     student = 1 + 1.09 / (spare - 0.54).clamp(min=0.1)  # its 68 % over the normal one's, squared
-    values = _eigenvalues(unit, information, free)
-    values = values.where(values > 1e-9 * values[..., -1:], 0)
-    trace = (1 / values).sum(-1) - (1 - free).sum(-1)
-    return (trace.clamp(min=0) * squares.clamp(min=0) / spare * student).sqrt().where(spare > 0.9,
-                                                                                     torch.nan)
+    variance = squares.clamp(min=0) * (student / spare).where(spare > 0.9, torch.nan)
+    return (variance * _trace(_eigenvalues(unit, information, array.free), array.free)).sqrt()
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #30b52dde
 def _mirror_normals(mics, fixed):
@@ -467,7 +478,7 @@ def _check_delays(delays, array, c):
     if delays.shape[-1] != len(array.pairs):
         raise ValueError(f"delays: {delays.shape[-1]} per case, must be one for each of the "
                          f"{len(array.pairs)} pairs")
-    wrong = delays.abs() > 1.1 * array.limits + 1e-4 * c
+    wrong = delays.abs() - 1e-4 * c > 1.1 * array.limits
     if not wrong.any() or not (wrong := wrong & (array.weights > 0)).any(): return
     at = tuple(wrong.nonzero()[0].tolist())
     found, most = (float(v.expand_as(wrong)[at]) / c for v in (delays, array.limits))
@@ -545,6 +556,10 @@ def _flatten(mics, delays, weights, bounds):
                          f"low and the high corner, m")
     if weights is not None and weights.ndim < 1:
         raise ValueError("weights: a single number, must be one for each pair")
+    if mics.ndim == 2 and (weights is None or weights.ndim == 1) and (bounds is None
+                                                                       or bounds.ndim == 2):
+        flat = delays.reshape(-1, delays.shape[-1]) if delays.shape[-1] else delays.reshape(1, 0)
+        return delays.shape[:-1], mics, flat, weights, bounds
     sizes = {"mics": (mics, 2), "delays": (delays, 1), "weights": (weights, 1), "bounds": (bounds, 2)}
     lead = {k: tuple(v.shape[:v.ndim - n]) for k, (v, n) in sizes.items() if v is not None}
     try: batch = torch.broadcast_shapes(*lead.values())
@@ -555,6 +570,17 @@ def _flatten(mics, delays, weights, bounds):
     some = lambda v, n: v if v is None or v.ndim == n else flat(v, n)
     return batch, some(mics, 2), flat(delays, 1), some(weights, 1), some(bounds, 2)
 
+def _cases(mics, delays, pairs, weights, bounds, scale, c):
+    "Batch dimensions, what belongs to the array, and the cases."
+    # in double precision: single would round delays of nanoseconds
+    batch, mics, delays, weights, bounds = _flatten(mics.double(), delays.double() * c, weights,
+                                                    bounds)
+    if 0 in batch: return batch, None, None
+    array = _array_of(mics, pairs, weights, bounds)
+    _check_delays(delays, array, c)
+    return batch, array, _Case(mics, delays, array.weights, array.low, array.high, array.limits,
+                               array.d, array.information, _arrivals(array, delays), scale)
+
 def _no_fix(batch, mics, kind):
     none = torch.zeros(batch, dtype=kind, device=mics.device)
     return Fix(none.unsqueeze(-1).expand(*batch, mics.shape[-1]), none, none == 0, none > 0, none,
@@ -563,13 +589,12 @@ def _no_fix(batch, mics, kind):
 # %% ../../nbs/02_classical/02_multilateration.ipynb #badff404
 def _residual(case, error):
     "Weighted root mean square, m."
-    return (case.weights * error.square()).sum(-1).div(case.weights.sum(-1)).sqrt()
+    return ((case.weights * error.square()).sum(-1) / case.weights.sum(-1)).sqrt()
 
-def _is_sure(array, case, position, moved):
+def _is_sure(array, case, position, moved, error):
     "Where no other position can fit as well: settled inside the bounds with small residuals."
-    error = case.delays - _distances(case, position) @ case.d.T
     inside = ((position > case.low) & (position < case.high)).all(-1)
-    sure = inside & (moved < 1e-6) & (_SURE * _residual(case, error) < array.thin)
+    sure = inside & (moved < 1e-5) & (_SURE * _residual(case, error) < array.thin)
     if case.scale is None: return sure
     return sure & ((error.abs() < 3 * case.scale) | (case.weights == 0)).all(-1)
 
@@ -581,7 +606,7 @@ def _solve(array, case):
     if (array.thin > 0).any():
         closed = _start(array, case.arrivals, case.mics)
         position, moved = _polish(case, closed)
-        sure = _is_sure(array, case, position, moved)
+        sure = _is_sure(array, case, position, moved, _look(case, position)[0])
         if sure.all(): return position, moved
         start = closed.where(torch.isfinite(closed), start).clamp(case.low, case.high)
     at_once = max(1, 2**22 // (250 * (case.d.shape[0] + 3 * case.d.shape[1])))
@@ -590,17 +615,20 @@ def _solve(array, case):
     return position, moved
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #8bf8a4b1
-def _fix(case, position, moved, batch, kind, c):
+def _on_bounds(array, case, position):
+    at_edge = (position <= case.low) | (position >= case.high)
+    return (at_edge & (array.free > 0)).any(-1) if at_edge.any() else at_edge[..., 0]
+
+def _fix(array, case, position, moved, batch, kind, c):
     "All that is said about the answers."
-    error, far, unit, free = _look(case, position)
-    on_bounds = (((position <= case.low) | (position >= case.high)) & (free > 0)).any(-1)
-    about, spread = _evidence(case, error, unit, free, c)
-    trust = trust_of(torch.stack([about, spread, on_bounds.to(about)], -1), TRUST)
-    each = [_residual(case, error) / c, moved < 1e-4, on_bounds,
-            _spread(case, error, far, unit, free), trust]
-    each = [v.reshape(batch) for v in each]
-    return Fix(position.reshape(*batch, -1).to(kind), *(v if v.dtype == torch.bool else v.to(kind)
-                                                        for v in each))
+    error, far, unit = _look(case, position)
+    on_bounds = _on_bounds(array, case, position)
+    features = _features(array, case, on_bounds, error, unit, c)
+    trust = torch.sigmoid(features @ features.new_tensor(TRUST.weights) + TRUST.bias)
+    said = torch.stack([_residual(case, error) / c, _spread(array, case, error, far, unit), trust])
+    residual, spread, trust = said.to(kind).reshape(3, *batch).unbind()
+    return Fix(position.reshape(*batch, -1).to(kind), residual, (moved < 1e-4).reshape(batch),
+               on_bounds.reshape(batch), spread, trust)
 
 def _with_gradient(case, position):
     "The same position, with the gradient of the equation that it solves."
@@ -611,6 +639,31 @@ def _with_gradient(case, position):
     return position + step - step.detach()
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #79592a70
+@door(mics=as_positions, delays=as_delays, position=as_points, pairs=as_pairs,
+      weights=partial(as_numbers, least=0), bounds=_as_bounds, c=as_speed)
+def trust_features(
+        mics: Float[Tensor, "*#batch mics dim"],  # m
+        delays: Float[Tensor, "*#batch pairs"],  # s
+        position: Float[Tensor, "*batch dim"],  # an answer for each case, m
+        pairs: Int[Tensor, "pairs 2"] | None = None,  # all if None
+        weights: Float[Tensor, "*#batch pairs"] | None = None,  # pairs with 0 do not count
+        bounds=None,  # as given to `multilaterate`
+        c: float = SPEED_OF_SOUND) -> Float[Tensor, "*batch 3"]:
+    """The features that `Fix.trust` is made of, by `trust_of` and `TRUST`: evidence per pair, the
+    logarithm of the spread in m for errors of 20 µs, and 1 on the bounds, else 0.
+
+    Raises what `multilaterate` raises, and `ValueError` for another number of positions."""
+    batch, array, case = _cases(mics, delays, pairs, weights, bounds, None, c)
+    if position.shape != (*batch, mics.shape[-1]):
+        raise ValueError(f"position: shape {tuple(position.shape)}, must be "
+                         f"{(*batch, mics.shape[-1])}: one for each case")
+    if array is None: return position.new_zeros(*batch, 3)
+    flat = position.double().reshape(-1, mics.shape[-1])
+    error, _, unit = _look(case, flat)
+    features = _features(array, case, _on_bounds(array, case, flat), error, unit, c)
+    return features.reshape(*batch, 3).to(position)
+
+# %% ../../nbs/02_classical/02_multilateration.ipynb #93f0b55d
 @door(mics=as_positions, delays=as_delays, pairs=as_pairs, weights=partial(as_numbers, least=0),
       bounds=_as_bounds, loss=choice("squared", "cauchy"), scale=number("s", above=0), c=as_speed)
 def multilaterate(
@@ -630,19 +683,13 @@ def multilaterate(
     image lies inside the bounds too, and for delays that are no numbers or longer than their pair
     allows. With just one microphone more than unknowns two positions may fit; one of them is
     returned."""
-    kind, graph = delays.dtype, torch.is_grad_enabled() and (mics.requires_grad
-                                                             or delays.requires_grad)
-    # in double precision: single would round delays of nanoseconds
-    batch, mics, delays, weights, bounds = _flatten(mics.double(), delays.double() * c, weights,
-                                                    bounds)
-    if 0 in batch: return _no_fix(batch, mics, kind)
-    array = _array_of(mics, pairs, weights, bounds)
-    _check_delays(delays, array, c)
-    case = _Case(mics, delays, array.weights, array.low, array.high, array.limits, array.d,
-                 array.information, _arrivals(array, delays), None if loss == "squared" else scale * c)
+    graph = torch.is_grad_enabled() and (mics.requires_grad or delays.requires_grad)
+    batch, array, case = _cases(mics, delays, pairs, weights, bounds,
+                                None if loss == "squared" else scale * c, c)
+    if array is None: return _no_fix(batch, mics, delays.dtype)
     position, moved = _solve(array, case)
     if graph: position = _with_gradient(case, position)
-    return _fix(case, position, moved, batch, kind, c)
+    return _fix(array, case, position, moved, batch, delays.dtype, c)
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #83b2699e
 def _ellipse(center, cov, points=60):
