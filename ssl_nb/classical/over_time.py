@@ -12,11 +12,11 @@ import math, warnings
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from ..acoustics.geometry import max_pair_tdoas, tdoas
+from ..acoustics.geometry import max_pair_tdoas
 from ..arguments import door, number
 from .gcc_phat import delays_from_gcc, gcc_phat, peak_heights
 from .global_search import highest_points
-from .multilateration import multilaterate, position_bound
+from .multilateration import multilaterate
 from .steered_power import Grid, SteeredPower, locate, music
 from .steered_power import sphere_grid
 from .tracking import gated_track
@@ -167,19 +167,10 @@ class GccMultilateration:
             gcc = gcc_phat(some, max_lag=lags)
             delays = delays_from_gcc(gcc, call.fs, max_delay=limits)
             weights = peak_heights(gcc, call.fs, max_delay=limits).clamp(min=1e-3)
-            point = multilaterate(call.mics, delays, weights=weights, bounds=bounds,
-                                  loss="cauchy").position
-            return point[:, None], _spread(call.mics, point, delays)[:, None]
-        points, spread = _where_heard(heard, pieces, search, 1)
-        return _estimate(times, points, heard, False, spread=spread)
-
-# %% ../../nbs/02_classical/06_over_time.ipynb #b332daf0
-def _spread(mics, points, delays):
-    "Standard deviation of positions, m, from the residuals of their delays."
-    residual = (delays - tdoas(mics, points)).abs().median(-1).values
-    sigma = 1.48 * residual.clamp(min=1e-6) / 2 ** 0.5  # of one arrival time
-    bound = position_bound(mics, points, sigma[:, None].expand(-1, len(mics)))
-    return bound.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt().to(points)
+            fix = multilaterate(call.mics, delays, weights=weights, bounds=bounds, loss="cauchy")
+            return [part.unsqueeze(1) for part in (fix.position, fix.trust, fix.spread)]
+        points, trust, spread = _where_heard(heard, pieces, search, 1, 2)
+        return _estimate(times, points, heard, False, trust, spread)
 
 # %% ../../nbs/02_classical/06_over_time.ipynb #35bdc6f7
 _SIGMA, _ACCELERATION = {True: 0.07, False: 0.1}, {True: 1.0, False: 1.5}  # directions, positions
