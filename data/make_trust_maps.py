@@ -1,7 +1,7 @@
 """Fit the trust of steered power and of the global search, and prove it on unseen rooms and voices.
 
-    python data/make_trust_maps.py directions 700 500   # scenes to fit on, scenes to prove on
-    python data/make_trust_maps.py positions 180 130
+    python data/make_trust_maps.py directions 400 250   # scenes to fit on, scenes to prove on
+    python data/make_trust_maps.py positions 110 80
 
 Prints the weights that stand in the chapters (`DIRECTION_TRUST` of steered power, `POSITION_TRUST`
 of global search) and writes data/trust/KIND.csv: stated and true shares in the rooms of the test.
@@ -102,11 +102,12 @@ def main(kind, fit_on, prove_on):
     gather = lambda split, n: [torch.cat(part) for part in zip(*(
         answers(kind, split, voices[split], k) for k in range(n)))]
     voices = {split: speech(split) for split in ("train", "test")}
-    x, good, _ = gather("train", fit_on) if fit_on else ([], [], [])
-    if len(x): print("fitted on", len(x), "answers:", fit_calibration(x, good, ridge=0.03))
+    x, good, _ = gather("train", fit_on)
+    stated = fit_calibration(x, good, ridge=0.3)
+    stated = stated._replace(weights=tuple(round(w, 2) for w in stated.weights),
+                             bias=round(stated.bias, 2))
+    print("fitted on", len(x), "answers:", stated, flush=True)
     x, good, silent = gather("test", prove_on)
-    stated = (steered_power.DIRECTION_TRUST if kind == "directions"
-              else global_search.POSITION_TRUST)
     trust = trust_of(x, stated)
     near = (trust > 0.85) & (trust < 0.95)
     print(f"{len(x)} answers; stated 0.85 to 0.95: {float(good[near].double().mean()):.3f} of "

@@ -141,7 +141,7 @@ def test_positions_in_a_room_by_both_methods():
         off = (found.points[:, 0] - talker).norm(dim=-1)
         heard = ~off.isnan()
         assert not found.far_field and heard.any() and off[heard].median() < most
-    assert (found.spread[heard] > 0).all() and found.spread[~heard].isnan().all()
+    assert (found.spread[heard] > 0).all() and found.spread[~heard[:, None]].isnan().all()
 
 
 def test_lists_and_arrays_are_taken_and_bad_calls_refused():

@@ -189,6 +189,7 @@ def without(gcc: Float[Tensor, "frames pairs lags"], delays: Float[Tensor, "fram
     return gcc.masked_fill((lag - rate * delays.unsqueeze(-1)).abs() <= rate * TAKEN_OUT, 0.0)
 
 # %% ../../nbs/02_classical/07_global_search.ipynb #cc9b626d
+# fitted by data/make_trust_maps.py: over the noise, consent, log of the microphones, second
 POSITION_TRUST = Calibration((2.08, 14.17, 7.85, -0.92), -27.32)
 
 def _position_trust(gcc, mics, per_metre, best, width, seconds, second):
