@@ -203,10 +203,10 @@ def _position_trust(gcc, mics, per_metre, best, width, seconds, second):
 
 # %% ../../nbs/02_classical/07_global_search.ipynb #e2b26556
 _CHECKS = dict(audio=partial(as_audio, channels=2), mics=partial(as_positions, axes=(3,), least=2),
-               room_size=as_room_size, fs=as_rate, n_sources=count(),
+               room_size=as_room_size, fs=as_rate,
                band=span("Hz", least=0, apart=True), c=as_speed, most=number(least=8))
 
-@door(**_CHECKS)
+@door(**_CHECKS, n_sources=count())
 def highest_points(audio: Float[Tensor, "*batch channels time"],
                    mics: Float[Tensor, "mics 3"],  # in the room's coordinates, m
                    room_size: Float[Tensor, "3"],  # m
@@ -230,6 +230,7 @@ def highest_points(audio: Float[Tensor, "*batch channels time"],
     return Highest(position.reshape(*shape, 3), *(part.reshape(shape) for part in rest))
 
 # %% ../../nbs/02_classical/07_global_search.ipynb #58a51542
+@door(**_CHECKS)
 def highest_point(audio: Float[Tensor, "*batch channels time"],
                   mics: Float[Tensor, "mics 3"],  # in the room's coordinates, m
                   room_size: Float[Tensor, "3"],  # m

@@ -543,7 +543,8 @@ def evidence(gcc: Float[Tensor, "frames pairs lags"], rate: float,  # lags per s
     return torch.stack([over, consent.to(power), contrast], -1)
 
 # %% ../../nbs/02_classical/03_steered_power.ipynb #a820561a
-DIRECTION_TRUST = Calibration((0.96, 2.17, 1.53, -2.32, 2.88, 1.56, 3.32, -1.90), -11.85)
+# fitted by data/make_trust_maps.py
+DIRECTION_TRUST = Calibration((0.84, 1.87, 0.51, -1.81, 2.5, 2.22, 3.58, -2.16), -10.61)
 
 def _direction_trust(steered, audio, table, power, found):
     "Trust (some, n) of the first n of n + 1 peaks of a map."
