@@ -207,7 +207,8 @@ def follow(estimate: Estimate,  # of one talker
     if estimate.points.shape[1] != 1:
         raise ValueError(f"estimate: {estimate.points.shape[1]} talkers, follows one")
     far = estimate.far_field
-    points, spread = estimate.points[:, 0].double().clone(), estimate.spread[:, 0].double() * torch.nan
+    points = estimate.points[:, 0].double().clone()
+    spread = torch.full_like(points[:, 0], torch.nan)
     trust = torch.full_like(spread, torch.nan) if estimate.trust is None else estimate.trust[:, 0]
     points[trust < least_trust] = torch.nan
     answers, tracked = points.isfinite().all(-1), torch.full_like(points, torch.nan)
