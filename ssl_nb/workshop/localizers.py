@@ -6,7 +6,7 @@ Docs: https://ssl-nb.github.io/ssl_nb/03_workshop/localizers.html.md"""
 
 # %% auto #0
 __all__ = ['GROUP', 'HOP', 'THRESHOLD_DB', 'Estimate', 'Needs', 'Localizer', 'localizers', 'localizer', 'Array', 'known_arrays',
-           'read_array', 'spans', 'Call', 'check_call', 'frame_length', 'cut', 'speech_activity']
+           'read_array', 'spans', 'Call', 'check_room', 'check_call', 'frame_length', 'cut', 'speech_activity']
 
 # %% ../../nbs/03_workshop/09_localizers.ipynb #97e66c12
 import math
@@ -32,6 +32,8 @@ class Estimate(NamedTuple):
     spread: Float[Tensor, "frames sources"]  # standard deviation, m or rad; NaN where there is none
     activity: Float[Tensor, "frames sources"]  # 0 to 1: is anybody talking there?
     far_field: bool  # unit vectors rather than positions
+    # 0 to 1: how probable it is that the point is right; NaN, or None for all, where not said
+    trust: Float[Tensor, "frames sources"] | None = None
 
 # %% ../../nbs/03_workshop/09_localizers.ipynb #18fe6209
 class Needs(NamedTuple):
@@ -39,6 +41,7 @@ class Needs(NamedTuple):
     finds: str  # directions, positions, or either (positions where a room is given)
     mics: int = 2  # at least so many microphones
     sources: int = 1  # at most so many talkers
+    positions: int = 1  # at most so many where it finds positions
     room: str = "unused"  # the room's size: needed, taken or unused
     rate: int | None = None  # the only sampling rate it takes, Hz; any if None
     array: str = "any"  # any, or the name of the only array it knows
@@ -139,8 +142,16 @@ class Call(NamedTuple):
 
 HOP = 0.1  # from one frame to the next where nobody says otherwise, s
 
+def check_room(mics: Float[Tensor, "mics 3"], room: Float[Tensor, "3"]) -> None:  # m
+    "Raise `ValueError` unless the microphones are in the room, to a centimetre."
+    outside = ((mics.cpu() < -0.01) | (mics.cpu() > room + 0.01)).any(-1).nonzero()[:, 0]
+    if not len(outside): return
+    place, sides = (", ".join(f"{v:.4g}" for v in x.tolist()) for x in (mics[outside[0]], room))
+    raise ValueError(f"room=({sides}) m: microphone {int(outside[0]) + 1} at ({place}) m is "
+                     f"outside; positions must count from a corner of the room")
+
 @door(audio=as_audio, mics=partial(as_positions, axes=(3,)), fs=as_rate, room=as_room_size,
-      sources=count(), hop=number("s", above=0))
+      sources=count(), hop=number("s", least=0.001))
 def check_call(method: Localizer, audio: Float[Tensor, "*batch channels time"],
                mics: Float[Tensor, "mics 3"], fs: float, room: Float[Tensor, "3"] | None = None,
                sources: int = 1, hop: float | None = None) -> Call:
@@ -154,11 +165,14 @@ def check_call(method: Localizer, audio: Float[Tensor, "*batch channels time"],
         raise ValueError(f"mics: {len(mics)}, {own} needs at least {needs.mics}")
     if sources > needs.sources:
         raise ValueError(f"sources={sources}: {own} finds at most {needs.sources}")
+    if room is not None and needs.room != "unused" and sources > needs.positions:
+        raise ValueError(f"sources={sources}: with a room {own} finds at most {needs.positions}")
     if room is None and needs.room == "needed":
         raise ValueError(f"room=None: {own} needs the room's size")
     if needs.rate not in (None, fs):
         raise ValueError(f"fs={fs} Hz: {own} takes {needs.rate} Hz only")
     if torch.pdist(mics).max() == 0: raise ValueError("mics: all stand at the same place")
+    if room is not None and needs.room != "unused": check_room(mics, room)
     return Call(audio, mics, fs, room, sources, HOP if hop is None else hop)
 
 # %% ../../nbs/03_workshop/09_localizers.ipynb #07b34658
