@@ -362,7 +362,7 @@ def _array(mics, pairs, weights, low, high):
 # %% ../../nbs/02_classical/02_multilateration.ipynb #af33f560
 _HONEST = 2e-5  # error of an honest delay, s
 WITHIN = 0.3  # error that `Fix.trust` speaks of, m
-TRUST = Calibration((4.2, -1.54, -3.16), 0.0)
+TRUST = Calibration((2.982, -0.739, -9.524), 0.438)  # fitted in 08_trust
 
 def _look(case, position):
     "Residuals and distances, m, and unit vectors."
@@ -384,7 +384,7 @@ def _trace(values, free):
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #3465898a
 def _features(array, case, on_bounds, error, unit, c):
-    """Evidence per pair, the logarithm of the spread (m) for errors of 20 µs, and `on_bounds`,
+    """Evidence per pair, log(1 + (spread / 8 cm)^2) for errors of 20 µs, and `on_bounds`,
     (cases, 3). NaN where there are no more pairs than unknowns."""
     width = c * _HONEST
     weight = (case.weights > 0) / (1 + (error / width).square())
@@ -394,7 +394,7 @@ def _features(array, case, on_bounds, error, unit, c):
     information = case.d.T @ (weight.unsqueeze(-1) * case.d)
     values = _eigenvalues(unit / width, information, array.free).clamp(min=1e-8)
     places = values.log().sum(-1) / 2 + array.volume
-    spread = _trace(values, array.free).clamp(1e-12, 1e12).log() / 2
+    spread = torch.log1p(_trace(values, array.free).clamp(0, 1e12) / 0.08**2)
     return torch.stack([(ratio - places) / array.enough, spread, on_bounds.to(spread)], -1)
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #228dfe7f
@@ -649,8 +649,8 @@ def trust_features(
         weights: Float[Tensor, "*#batch pairs"] | None = None,  # pairs with 0 do not count
         bounds=None,  # as given to `multilaterate`
         c: float = SPEED_OF_SOUND) -> Float[Tensor, "*batch 3"]:
-    """The features that `Fix.trust` is made of, by `trust_of` and `TRUST`: evidence per pair, the
-    logarithm of the spread in m for errors of 20 µs, and 1 on the bounds, else 0.
+    """The features that `Fix.trust` is made of, by `trust_of` and `TRUST`: evidence per pair,
+    log(1 + (spread / 8 cm)^2) for errors of 20 µs, and 1 on the bounds, else 0.
 
     Raises what `multilaterate` raises, and `ValueError` for another number of positions."""
     batch, array, case = _cases(mics, delays, pairs, weights, bounds, None, c)
