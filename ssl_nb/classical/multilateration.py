@@ -701,7 +701,7 @@ def _ellipse(center, cov, points=60):
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #a71aa6b7
 @door(mics=partial(as_positions, axes=(2,)), source=partial(as_points, axes=(2,)),
-      sigma=number("s", above=0), draws=count(1))
+      sigma=number("s", above=0, most=1e3), draws=count(1))
 def multilateration_curves(mics: Float[Tensor, "mics 2"],  # m
                            source: Float[Tensor, "2"],  # m
                            size,  # room sides (x, y), m
@@ -728,7 +728,7 @@ def multilateration_curves(mics: Float[Tensor, "mics 2"],  # m
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #fc4f2cc6
 @door(mics=partial(as_positions, axes=(3,)), directions=as_unit_vectors,
-      sigma=number("s", above=0), c=as_speed)
+      sigma=number("s", above=0, most=1e3), c=as_speed)
 def direction_bound(mics: Float[Tensor, "mics 3"],  # microphone positions, m
                     directions: Float[Tensor, "*batch 3"],  # unit vectors towards the sources
                     sigma: float,  # standard deviation of each microphone's arrival time, s
