@@ -356,8 +356,8 @@ def _array(mics, pairs, weights, low, high):
     unknown, used = free.sum(-1), (weights > 0).to(mics).sum(-1)
     spare = information.diagonal(dim1=-2, dim2=-1).sum(-1) - unknown
     volume = ((high - low) * free + 1 - free).clamp(min=1e-3).log().sum(-1)
-    return _Array(pairs, weights, low, high, limits, d, information, to_arrivals, baselines, inverse,
-                  rest, thin, free, spare, used.where(used > unknown, torch.nan), volume)
+    return _Array(pairs, weights, low, high, limits, d, information, to_arrivals, baselines,
+                  inverse, rest, thin, free, spare, used.where(used > unknown, torch.nan), volume)
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #af33f560
 _HONEST = 2e-5  # error of an honest delay, s
@@ -482,8 +482,8 @@ def _check_delays(delays, array, c):
     if not wrong.any() or not (wrong := wrong & (array.weights > 0)).any(): return
     at = tuple(wrong.nonzero()[0].tolist())
     found, most = (float(v.expand_as(wrong)[at]) / c for v in (delays, array.limits))
-    raise ValueError(f"delays: {found:.4g} s for the pair {array.pairs[at[-1]].tolist()}, must be at "
-                     f"most {most:.4g} s, the distance of the two over c; is it in seconds? "
+    raise ValueError(f"delays: {found:.4g} s for the pair {array.pairs[at[-1]].tolist()}, must be "
+                     f"at most {most:.4g} s, the distance of the two over c; is it in seconds? "
                      f"A delay that is known to be wrong gets the weight 0")
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #d97a5124
@@ -560,7 +560,8 @@ def _flatten(mics, delays, weights, bounds):
                                                                        or bounds.ndim == 2):
         flat = delays.reshape(-1, delays.shape[-1]) if delays.shape[-1] else delays.reshape(1, 0)
         return delays.shape[:-1], mics, flat, weights, bounds
-    sizes = {"mics": (mics, 2), "delays": (delays, 1), "weights": (weights, 1), "bounds": (bounds, 2)}
+    sizes = {"mics": (mics, 2), "delays": (delays, 1), "weights": (weights, 1),
+             "bounds": (bounds, 2)}
     lead = {k: tuple(v.shape[:v.ndim - n]) for k, (v, n) in sizes.items() if v is not None}
     try: batch = torch.broadcast_shapes(*lead.values())
     except RuntimeError:
