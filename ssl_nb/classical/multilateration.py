@@ -356,13 +356,13 @@ def _array(mics, pairs, weights, low, high):
     unknown, used = free.sum(-1), (weights > 0).to(mics).sum(-1)
     spare = information.diagonal(dim1=-2, dim2=-1).sum(-1) - unknown
     volume = ((high - low) * free + 1 - free).clamp(min=1e-3).log().sum(-1)
-    return _Array(pairs, weights, low, high, limits, d, information, to_arrivals, baselines, inverse,
-                  rest, thin, free, spare, used.where(used > unknown, torch.nan), volume)
+    return _Array(pairs, weights, low, high, limits, d, information, to_arrivals, baselines,
+                  inverse, rest, thin, free, spare, used.where(used > unknown, torch.nan), volume)
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #af33f560
 _HONEST = 2e-5  # error of an honest delay, s
 WITHIN = 0.3  # error that `Fix.trust` speaks of, m
-TRUST = Calibration((4.2, -1.54, -3.16), 0.0)
+TRUST = Calibration((2.982, -0.739, -9.524), 0.438)  # fitted in 08_trust
 
 def _look(case, position):
     "Residuals and distances, m, and unit vectors."
@@ -384,7 +384,7 @@ def _trace(values, free):
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #3465898a
 def _features(array, case, on_bounds, error, unit, c):
-    """Evidence per pair, the logarithm of the spread (m) for errors of 20 µs, and `on_bounds`,
+    """Evidence per pair, log(1 + (spread / 8 cm)^2) for errors of 20 µs, and `on_bounds`,
     (cases, 3). NaN where there are no more pairs than unknowns."""
     width = c * _HONEST
     weight = (case.weights > 0) / (1 + (error / width).square())
@@ -394,7 +394,7 @@ def _features(array, case, on_bounds, error, unit, c):
     information = case.d.T @ (weight.unsqueeze(-1) * case.d)
     values = _eigenvalues(unit / width, information, array.free).clamp(min=1e-8)
     places = values.log().sum(-1) / 2 + array.volume
-    spread = _trace(values, array.free).clamp(1e-12, 1e12).log() / 2
+    spread = torch.log1p(_trace(values, array.free).clamp(0, 1e12) / 0.08**2)
     return torch.stack([(ratio - places) / array.enough, spread, on_bounds.to(spread)], -1)
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #228dfe7f
@@ -482,8 +482,8 @@ def _check_delays(delays, array, c):
     if not wrong.any() or not (wrong := wrong & (array.weights > 0)).any(): return
     at = tuple(wrong.nonzero()[0].tolist())
     found, most = (float(v.expand_as(wrong)[at]) / c for v in (delays, array.limits))
-    raise ValueError(f"delays: {found:.4g} s for the pair {array.pairs[at[-1]].tolist()}, must be at "
-                     f"most {most:.4g} s, the distance of the two over c; is it in seconds? "
+    raise ValueError(f"delays: {found:.4g} s for the pair {array.pairs[at[-1]].tolist()}, must be "
+                     f"at most {most:.4g} s, the distance of the two over c; is it in seconds? "
                      f"A delay that is known to be wrong gets the weight 0")
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #d97a5124
@@ -560,7 +560,8 @@ def _flatten(mics, delays, weights, bounds):
                                                                        or bounds.ndim == 2):
         flat = delays.reshape(-1, delays.shape[-1]) if delays.shape[-1] else delays.reshape(1, 0)
         return delays.shape[:-1], mics, flat, weights, bounds
-    sizes = {"mics": (mics, 2), "delays": (delays, 1), "weights": (weights, 1), "bounds": (bounds, 2)}
+    sizes = {"mics": (mics, 2), "delays": (delays, 1), "weights": (weights, 1),
+             "bounds": (bounds, 2)}
     lead = {k: tuple(v.shape[:v.ndim - n]) for k, (v, n) in sizes.items() if v is not None}
     try: batch = torch.broadcast_shapes(*lead.values())
     except RuntimeError:
@@ -649,8 +650,8 @@ def trust_features(
         weights: Float[Tensor, "*#batch pairs"] | None = None,  # pairs with 0 do not count
         bounds=None,  # as given to `multilaterate`
         c: float = SPEED_OF_SOUND) -> Float[Tensor, "*batch 3"]:
-    """The features that `Fix.trust` is made of, by `trust_of` and `TRUST`: evidence per pair, the
-    logarithm of the spread in m for errors of 20 µs, and 1 on the bounds, else 0.
+    """The features that `Fix.trust` is made of, by `trust_of` and `TRUST`: evidence per pair,
+    log(1 + (spread / 8 cm)^2) for errors of 20 µs, and 1 on the bounds, else 0.
 
     Raises what `multilaterate` raises, and `ValueError` for another number of positions."""
     batch, array, case = _cases(mics, delays, pairs, weights, bounds, None, c)
@@ -701,7 +702,7 @@ def _ellipse(center, cov, points=60):
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #a71aa6b7
 @door(mics=partial(as_positions, axes=(2,)), source=partial(as_points, axes=(2,)),
-      sigma=number("s", above=0), draws=count(1))
+      sigma=number("s", above=0, most=1e3), draws=count(1))
 def multilateration_curves(mics: Float[Tensor, "mics 2"],  # m
                            source: Float[Tensor, "2"],  # m
                            size,  # room sides (x, y), m
@@ -728,7 +729,7 @@ def multilateration_curves(mics: Float[Tensor, "mics 2"],  # m
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #fc4f2cc6
 @door(mics=partial(as_positions, axes=(3,)), directions=as_unit_vectors,
-      sigma=number("s", above=0), c=as_speed)
+      sigma=number("s", above=0, most=1e3), c=as_speed)
 def direction_bound(mics: Float[Tensor, "mics 3"],  # microphone positions, m
                     directions: Float[Tensor, "*batch 3"],  # unit vectors towards the sources
                     sigma: float,  # standard deviation of each microphone's arrival time, s
