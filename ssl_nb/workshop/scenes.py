@@ -6,8 +6,8 @@ Docs: https://ssl-nb.github.io/ssl_nb/03_workshop/scenes.html.md"""
 
 # %% auto #0
 __all__ = ['ARRAYS', 'SCENE_NOISES', 'MOTIONS', 'Range', 'SceneSpec', 'scene_generator', 'draw_uniform', 'draw_room',
-           'draw_in_cells', 'draw_array', 'draw_sources', 'disturb', 'simulate_scene', 'SceneDataset', 'SceneStore',
-           'write_scenes']
+           'draw_in_cells', 'draw_array', 'draw_sources', 'disturb', 'simulate_scene', 'as_index', 'SceneDataset',
+           'SceneStore', 'write_scenes']
 
 # %% ../../nbs/03_workshop/03_scenes.ipynb #2009f219
 import dataclasses, hashlib, json, math, os, shutil, tempfile, time, zlib
@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+import google_crc32c
+import numpy as np
 import torch
 from torch import Tensor
 from ..acoustics.diffuse_noise import diffuse_noise
@@ -274,6 +276,14 @@ def simulate_scene(spec: SceneSpec, voices: Speech,
             "snr_db": torch.tensor(snr_db if spec.noise != "none" else math.inf)}
 
 # %% ../../nbs/03_workshop/03_scenes.ipynb #3a80526b
+def as_index(index: int, scenes: int) -> int:
+    """The number, from 0, of a scene; negative ones count from the end. Raises `IndexError` where
+    there is none, as loops over a sequence expect."""
+    number = whole(-2**62)(index, "index")
+    if -scenes <= number < scenes: return number % scenes
+    raise IndexError(f"index={index}: there are {scenes} scenes")
+
+# %% ../../nbs/03_workshop/03_scenes.ipynb #6770a04e
 class SceneDataset(torch.utils.data.Dataset):
     """Scenes computed when they are asked for. `dataset[i]` depends on the specification, the seed
     and i, on nothing else."""
@@ -286,10 +296,8 @@ class SceneDataset(torch.utils.data.Dataset):
     def __len__(self) -> int: return self.count
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if not -self.count <= index < self.count:
-            raise IndexError(f"index={index}: there are {self.count} scenes")
         return simulate_scene(self.spec, self.voices,
-                              scene_generator(self.seed, index % self.count))
+                              scene_generator(self.seed, as_index(index, self.count)))
 
 # %% ../../nbs/03_workshop/03_scenes.ipynb #61d31d61
 _STORE_VERSION = 1
@@ -490,6 +498,44 @@ def _write_store(path: Path, about: dict, workers: int, scheduler: str | None,
     partial.rename(path)
 
 # %% ../../nbs/03_workshop/03_scenes.ipynb #1a9c63ba
+def _whole(raw: np.ndarray, file: Path) -> np.ndarray:
+    "Bytes without the checksum behind them. Raises `ValueError` where it is another one."
+    raw.flags.writeable = False  # the checksum's function asks for that
+    if google_crc32c.value(raw[:-4]) == int.from_bytes(raw[-4:].tobytes(), "little"):
+        return raw[:-4]
+    raise ValueError(f"{file}: does not have its checksum; SceneStore.write with the same "
+                     f"arguments repairs it")
+
+def _fetch(file: Path, start: int, into: np.ndarray) -> None:
+    "Fill an array of bytes from a file, from `start` or, below 0, so far from its end."
+    with open(file, "rb", buffering=0) as open_file:
+        open_file.seek(start, os.SEEK_SET if start >= 0 else os.SEEK_END)
+        if open_file.readinto(into) != into.nbytes:
+            raise ValueError(f"{file}: ends too early; SceneStore.write with the same arguments "
+                             f"repairs it")
+
+# %% ../../nbs/03_workshop/03_scenes.ipynb #1fb50b4d
+def _read_index(file: Path, scenes: int) -> list[list[int]]:
+    "Beginning and length of each scene in a shard of the audio, bytes."
+    raw = np.empty(16 * scenes + 4, np.uint8)
+    _fetch(file, -raw.nbytes, raw)
+    return _whole(raw, file).view("<u8").reshape(scenes, 2).tolist()
+
+def _read_labels(folder: Path, about: dict, shard: int) -> dict[str, Tensor]:
+    "Everything but the audio of a shard."
+    labels = {}
+    for name, file in _shard_files(folder, about, shard).items():
+        if name == "audio": continue
+        shape, dtype = about["arrays"][name]
+        kind, rows = np.dtype(dtype).newbyteorder("<"), about["shard"]
+        raw = np.empty(rows * math.prod(shape) * kind.itemsize + 4, np.uint8)
+        _fetch(file, 0, raw)
+        labels[name] = torch.from_numpy(_whole(raw, file).view(kind).reshape(rows, *shape).copy())
+    return labels
+
+# %% ../../nbs/03_workshop/03_scenes.ipynb #14cc2bd7
+_SHARDS_KEPT = 512
+
 class SceneStore(torch.utils.data.Dataset):
     """Scenes on disk, a dataset like `SceneDataset`. Opening it checks that every shard is there in
     full size.
@@ -499,23 +545,32 @@ class SceneStore(torch.utils.data.Dataset):
     @door(path=as_path)
     def __init__(self, path: str | Path,
                  checksums: bool = False):  # checksums: read and compare every file
-        self.path, self.group = path, None
-        self.about = _open_about(path)
-        self.spec = SceneSpec.from_json(json.dumps(self.about["spec"]))
+        self.path, self.about = path, _open_about(path)
+        self.spec, self._shards = SceneSpec.from_json(json.dumps(self.about["spec"])), {}
         _refuse_damage(path, self.about, checksums)
 
     def __len__(self) -> int: return self.about["count"]
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index={index}: there are {len(self)} scenes")
-        if self.group is None:  # late: every worker of a DataLoader opens its own
-            self.group = _open_arrays(self.path, self.about)
-        scene = {name: torch.as_tensor(array[index % len(self)])
-                       for name, array in self.group.items()}
-        return scene | {"audio": scene["audio"].float()}
+    def __getitem__(self, index: int) -> dict[str, Tensor]: return self.__getitems__([index])[0]
 
-    def __getstate__(self) -> dict: return self.__dict__ | {"group": None}
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
+        "The scenes of some indices, read together. A data loader asks for its batches here."
+        rows = [as_index(i, len(self)) for i in indices]
+        audio = _read_audio(self, rows)
+        return [{name: x if name == "audio" else self._shard(i)[1][name][i % self.about["shard"]]
+                 .clone() for name in self.about["arrays"]} for i, x in zip(rows, audio)]
+
+    def _shard(self, i: int):
+        "Index of the audio, and labels, of the shard of a scene."
+        shard = i // self.about["shard"]
+        if shard not in self._shards:
+            file = _shard_files(self.path, self.about, shard)["audio"]
+            if len(self._shards) >= _SHARDS_KEPT: self._shards.pop(next(iter(self._shards)))
+            self._shards[shard] = (_read_index(file, self.about["shard"]),
+                                   _read_labels(self.path, self.about, shard))
+        return self._shards[shard]
+
+    def __getstate__(self) -> dict: return self.__dict__ | {"_shards": {}}
 
     def __repr__(self) -> str:
         held = ", ".join(f"{k} {tuple(shape)}" for k, (shape, _) in self.about["arrays"].items())
@@ -528,7 +583,22 @@ class SceneStore(torch.utils.data.Dataset):
         write_scenes(path, spec, count, seed, **options)
         return cls(path)
 
-# %% ../../nbs/03_workshop/03_scenes.ipynb #1fb50b4d
+# %% ../../nbs/03_workshop/03_scenes.ipynb #fb6864a2
+def _read_audio(store, rows: list[int]) -> Tensor:
+    "Recordings (scenes, mics, time) of some scenes of a store."
+    shape, dtype = store.about["arrays"]["audio"]
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty((len(rows), size + 4), np.uint8)  # each with its checksum
+    for k, i in enumerate(rows):
+        file = _shard_files(store.path, store.about, i // store.about["shard"])["audio"]
+        start, length = store._shard(i)[0][i % store.about["shard"]]
+        if length != size + 4: raise ValueError(f"{file}: holds no scene {i}")
+        _fetch(file, start, raw[k])
+        _whole(raw[k], file)
+    audio = torch.from_numpy(raw[:, :-4].view(np.dtype(dtype).newbyteorder("<")))
+    return audio.float().unflatten(-1, shape)
+
+# %% ../../nbs/03_workshop/03_scenes.ipynb #5378a1e8
 def _open_about(path: Path) -> dict:
     "What a finished store says of itself. Raises `FileNotFoundError` or `ValueError`."
     if not (path / "about.json").is_file():
@@ -549,11 +619,6 @@ def _refuse_damage(path: Path, about: dict, checksums: bool) -> None:
     if told:
         raise ValueError(f"path={str(path)!r}: {'; '.join(told)}; SceneStore.write with the same "
                          f"arguments repairs it")
-
-def _open_arrays(path: Path, about: dict) -> dict:
-    import zarr
-    group = zarr.open_group(str(path), mode="r")
-    return {name: group[name] for name in about["arrays"]}
 
 # %% ../../nbs/03_workshop/03_scenes.ipynb #8f37d4de
 @door(path=as_path, count=whole(), seed=as_seed, precision=choice("float16", "float32"),
