@@ -6,7 +6,7 @@ Docs: https://ssl-nb.github.io/ssl_nb/10_workbench/settings.html.md"""
 
 # %% auto #0
 __all__ = ['PROFILES', 'DEVICES', 'DATASETS', 'Settings', 'find_settings', 'nearest', 'check_seed', 'load_settings',
-           'torch_device', 'naming_full_disk']
+           'torch_device', 'using_threads', 'naming_full_disk']
 
 # %% ../nbs/10_workbench/01_settings.ipynb #b5efb224
 import configparser, difflib, errno, os
@@ -155,6 +155,16 @@ def torch_device(name=None,  # auto, cpu, cuda or mps, or a `torch.device`; the 
         raise ValueError(f"{key}={str(given)!r}: this machine has {torch.cuda.device_count()} of "
                          "them")
     return given or torch.device(kind)
+
+# %% ../nbs/10_workbench/01_settings.ipynb #1967aa97
+@contextmanager
+def using_threads(count: int):
+    "torch computes with so many threads inside, and with as many as before afterwards."
+    import torch
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try: yield
+    finally: torch.set_num_threads(before)
 
 # %% ../nbs/10_workbench/01_settings.ipynb #258f11b7
 @contextmanager

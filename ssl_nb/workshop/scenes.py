@@ -10,8 +10,11 @@ __all__ = ['ARRAYS', 'SCENE_NOISES', 'MOTIONS', 'Range', 'SceneSpec', 'scene_gen
            'SceneStore', 'write_scenes']
 
 # %% ../../nbs/03_workshop/03_scenes.ipynb #2009f219
-import dataclasses, hashlib, json, math, os, shutil, tempfile, time, zlib
+import dataclasses, hashlib, json, math, multiprocessing.connection, os, shutil, signal
+import tempfile, threading, time, zlib
 from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,7 +31,7 @@ from ..acoustics.rooms import METHODS, Room, reverberate, rirs
 from ..acoustics.signals import add_noise, power_db, voice_activity
 from ..arguments import as_path, as_positions, as_seed, choice, count as whole, door
 from ..arguments import number, span
-from ..settings import naming_full_disk, nearest
+from ..settings import naming_full_disk, nearest, using_threads
 from .speech import Speech, speech
 
 # %% ../../nbs/03_workshop/03_scenes.ipynb #3b3fd2ab
@@ -388,10 +391,9 @@ def _write_shard(folder: str, shard: int) -> int:
     import zarr
     folder = Path(folder)
     about = _read_about(folder)
-    torch.set_num_threads(1)  # one process per core, not one thread
     dataset = _dataset_of(json.dumps(about["spec"]), about["count"], about["seed"])
     rows = slice(shard * about["shard"], min((shard + 1) * about["shard"], about["count"]))
-    scenes = [dataset[i] for i in range(rows.start, rows.stop)]
+    with using_threads(1): scenes = [dataset[i] for i in range(rows.start, rows.stop)]
     files = _shard_files(folder, about, shard)
     for file in files.values():
         file.unlink(missing_ok=True)  # Zarr would read what is there, even damaged, to add to it
@@ -405,17 +407,49 @@ def _write_shard(folder: str, shard: int) -> int:
     return shard
 
 # %% ../../nbs/03_workshop/03_scenes.ipynb #d4065e5b
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the caller, who ends the workers
+    def outlive():  # nobody tells a worker that the caller was killed
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+    threading.Thread(target=outlive, daemon=True).start()
+
+def _in_processes(folder: Path, todo: list[int], workers: int):
+    "Numbers of shards as they are finished, computed by processes of this machine."
+    # by a name that workers can import, also when this runs as a notebook
+    from ssl_nb.workshop import scenes
+    left, tries = list(todo), 2
+    while left:
+        tries -= 1
+        pool = ProcessPoolExecutor(min(workers, len(left)), multiprocessing.get_context("spawn"),
+                                   scenes._start_worker)
+        try:
+            for shard in _as_done(pool, scenes._write_shard, str(folder), left, workers):
+                left.remove(shard)
+                yield shard
+        except BrokenProcessPool:
+            if not tries:
+                raise OSError(
+                    "workers died twice: for want of memory (fewer need less), or because the "
+                    "script lacks `if __name__ == '__main__':`; what is finished is kept") from None
+        finally: pool.shutdown(cancel_futures=True)
+
+def _as_done(pool, function, folder: str, shards: list[int], workers: int):
+    "What `function` returns for each shard, in the order in which they end."
+    waiting, running = list(shards)[::-1], set()
+    while waiting or running:
+        while waiting and len(running) < 2 * workers:
+            running.add(pool.submit(function, folder, waiting.pop()))
+        done, running = wait(running, return_when=FIRST_COMPLETED)
+        for future in done: yield future.result()
+
+# %% ../../nbs/03_workshop/03_scenes.ipynb #71d6c3ba
 _PATIENCE = 30.0  # seconds without any worker
 
 @contextmanager
-def _dask(workers: int, scheduler: str | None):
+def _dask(scheduler: str):
     "A Dask client. Raises `ValueError` for a scheduler that does not answer or has no workers."
-    from distributed import Client, LocalCluster
-    if not scheduler:
-        with (LocalCluster(n_workers=workers, threads_per_worker=1, processes=True,
-                           dashboard_address=":0", silence_logs="ERROR") as cluster,
-              Client(cluster) as client): yield client
-        return
+    from distributed import Client
     try: client = Client(scheduler, timeout=10)
     except (OSError, ValueError) as e:
         raise ValueError(f"scheduler={scheduler!r}: does not answer: {e}") from None
@@ -426,18 +460,17 @@ def _dask(workers: int, scheduler: str | None):
                              f"start some with: dask worker {scheduler}") from None
         yield client
 
-# %% ../../nbs/03_workshop/03_scenes.ipynb #71d6c3ba
-def _in_processes(folder: Path, todo: list[int], workers: int, scheduler: str | None):
+# %% ../../nbs/03_workshop/03_scenes.ipynb #4796d26b
+def _on_cluster(folder: Path, todo: list[int], scheduler: str):
     "Numbers of shards as they are finished, computed by Dask."
     from distributed import wait
-    # by a name that workers can import, also when this runs as a notebook
     from ssl_nb.workshop.scenes import _write_shard
-    with _dask(workers, scheduler) as client:
+    with _dask(scheduler) as client:
         waiting, running, seen = list(todo)[::-1], set(), time.monotonic()
         while waiting or running:
             while waiting and len(running) < 2 * max(1, len(client.nthreads())):
-                running.add(client.submit(_write_shard, str(folder.resolve()), waiting.pop(),
-                                          pure=False, retries=1))
+                running.add(client.submit(_write_shard, str(folder), waiting.pop(), pure=False,
+                                          retries=1))
             try: done = wait(running, timeout=1, return_when="FIRST_COMPLETED").done
             except TimeoutError: done = set()
             if client.nthreads(): seen = time.monotonic()
@@ -489,8 +522,9 @@ def _write_store(path: Path, about: dict, workers: int, scheduler: str | None,
     (partial / "receipts").mkdir(exist_ok=True)
     shards = -(-about["count"] // about["shard"])
     todo = _bad_shards(partial, about, checksums=damaged)
-    work = (_in_processes(partial, todo, workers, scheduler) if todo and (workers or scheduler)
-            else (_write_shard(str(partial), k) for k in todo))
+    if todo and scheduler: work = _on_cluster(partial, todo, scheduler)
+    elif workers: work = _in_processes(partial, todo, workers)
+    else: work = (_write_shard(str(partial), k) for k in todo)
     with tqdm(total=shards, initial=shards - len(todo), desc=path.name, unit="shard",
               disable=not progress) as bar:
         for _ in work: bar.update()
