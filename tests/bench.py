@@ -21,6 +21,9 @@ A file of rows takes what it needs from here:
     @memory("gcc_long", "GCC-PHAT, 8 microphones x 600 s in frames of 4096, 65 lags")
     def _(): ...                        # makes the input, returns what is measured
 
+    @report("threads", "One and two threads")
+    def _(): ...                        # measures by itself, returns dictionaries for the chapter
+
 `Peer` takes a function that makes ready and returns what is timed: an ImportError in it means that
 the peer is not installed, which is said in the report. `times` multiplies the peer's time where it
 is given only a part of the work. Results are compared before anything is timed."""
@@ -65,7 +68,7 @@ class Case:
     share: str = ""  # of which other row this is reported as a part, such as loading of a training
 
 
-ROWS, GROWTHS, MEMORIES = {}, {}, {}
+ROWS, GROWTHS, MEMORIES, REPORTS = {}, {}, {}, {}
 
 
 def _keep(registry, name, what, sizes=None):
@@ -79,6 +82,7 @@ def _keep(registry, name, what, sizes=None):
 def row(name, what): return _keep(ROWS, name, what)
 def growth(name, what, sizes): return _keep(GROWTHS, name, what, sizes)
 def memory(name, what): return _keep(MEMORIES, name, what)
+def report(name, what): return _keep(REPORTS, name, what)  # its function returns rows of its own
 
 
 def _array(x): return x.detach().cpu().double().numpy() if hasattr(x, "detach") else np.asarray(x)
@@ -286,13 +290,16 @@ def run(words):
     memories, worst = _measure("memory", _chosen(MEMORIES, words), measure_memory, lambda m:
                                f"{m['name']}: {m['what']}: {m['beyond_input_mb']:.0f} MB beyond "
                                f"the input, {m['output_mb']:.0f} MB of them the result")
+    reports, last = _measure("report", _chosen(REPORTS, words), lambda n: {
+        "name": n, "what": REPORTS[n][0], "load": os.getloadavg()[0], "rows": REPORTS[n][1]()},
+        lambda r: "\n".join([f"{r['name']}: {r['what']}", *(f"  {x}" for x in r["rows"])]))
     return {"rates": rates, "rows": rows, "growth": growths, "memory": memories,
-            "failures": bad + worse + worst}
+            "reports": reports, "failures": bad + worse + worst + last}
 
 
 def merged(old, new):
     "`new` and the rows of `old` that `new` does not have."
-    for part in ("rows", "growth", "memory"):
+    for part in ("rows", "growth", "memory", "reports"):
         have = {(r["name"], r.get("device")) for r in new[part]}
         new[part] += [r for r in old.get(part, [])
                       if (r.get("name"), r.get("device")) not in have and "name" in r]
@@ -308,7 +315,7 @@ def main():
     given = parser.parse_args()
     torch.set_num_threads(1)
     collect()
-    every = {**ROWS, **GROWTHS, **MEMORIES}
+    every = {**ROWS, **GROWTHS, **MEMORIES, **REPORTS}
     if given.weigh: return print(json.dumps(weigh(given.weigh)))
     if given.list: return print("\n".join(f"{n}: {every[n][0]}" for n in every))
     if unknown := [w for w in given.names if not _chosen(every, [w])]:
@@ -316,7 +323,7 @@ def main():
     begin, told = time.perf_counter(), about()
     new = run(given.names)
     print(f"{time.perf_counter() - begin:.0f} s")
-    for r in (*new["rows"], *new["growth"], *new["memory"]): r["commit"] = told["git"]["commit"]
+    for r in (*new["rows"], *new["growth"], *new["memory"], *new["reports"]): r["commit"] = told["git"]["commit"]
     if given.dry: return
     file = load_settings().data / "bench" / (re.sub(r"[^a-z0-9]+", "-", (
         f"{told['hardware']['processor']} {told['hardware']['cores']} cores").lower()
