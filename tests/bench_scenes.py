@@ -3,7 +3,7 @@ import resource, shutil, tempfile, time
 from pathlib import Path
 
 import torch
-from bench import Case, Peer, noise, report, row
+from bench import Case, Peer, memory, noise, report, row
 from ssl_nb.end_to_end.waveform_nets import WaveformCNN
 from ssl_nb.workshop.scene_bank import SceneBank
 from ssl_nb.workshop.scenes import SceneDataset, SceneSpec, SceneStore, write_scenes
@@ -119,3 +119,29 @@ def _():
         clock, processor = ((b - a) / 96 * 1e3 for a, b in zip(*spent))
         rows.append({"workers": workers, "clock_ms": clock, "processor_ms": processor})
     return rows
+
+
+def hour_of_four():
+    "A file of an hour, four channels of noise, and the array that recorded it."
+    import numpy as np
+    import soundfile
+    from ssl_nb.workshop.localizers import read_array
+    folder, draw = Path(tempfile.mkdtemp()), np.random.default_rng(0)
+    with soundfile.SoundFile(folder / "hour.wav", "w", 16000, 4, "PCM_16") as file:
+        for _ in range(60): file.write(0.1 * draw.standard_normal((60 * 16000, 4), np.float32))
+    return folder / "hour.wav", read_array("respeaker_4")
+
+
+@memory("hour", "an hour of four channels from disk, minute by minute, SRP-PHAT directions twice "
+                "a second")
+def _():
+    import warnings
+    from ssl_nb.workbench.locating import locate_file
+    path, array = hour_of_four()
+    def locate():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a flat array: above and below sound alike
+            found = locate_file(path, array, hop=0.5)
+        shutil.rmtree(path.parent)
+        return found.points
+    return locate

@@ -130,8 +130,9 @@ def _add_drawn_noise(x: Tensor, snr_db: float, g: torch.Generator) -> Tensor:
     start, other, turn = torch.rand(3, generator=g, dtype=torch.float64).tolist()
     start, other = int(start * (half - size + 1)), half + int(other * (half - size + 1))
     a, b = (_normal()[k:k + size].view(x.shape) for k in (start, other))
-    sigma, phi = math.sqrt(power / 10 ** (snr_db / 10)), 2 * math.pi * turn
-    return torch.add(x, a, alpha=sigma * math.cos(phi)).add_(b, alpha=sigma * math.sin(phi))
+    sigma, share = math.sqrt(power / 10 ** (snr_db / 10)), math.cos(2 * math.pi * turn)
+    noisy = torch.add(x, a, alpha=sigma * share)
+    return noisy.add_(b, alpha=sigma * math.sqrt(1 - share**2))
 
 # %% ../../nbs/03_workshop/04_scene_bank.ipynb #784cb333
 def _noisy(bank, room: dict, x: Tensor, snr_db: float, g: torch.Generator) -> Tensor:
