@@ -13,7 +13,8 @@ import os, shutil, signal, sys, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
-from ..settings import DATASETS, PROFILES, load_settings, naming_full_disk, torch_device
+from ..settings import DATASETS, PROFILES, load_settings, naming_full_disk, thread_state
+from ..settings import torch_device
 from .experiments import (RunFailed, circumstances, experiments, kernel_state,
                                           read_parameters, run_experiment)
 
@@ -363,6 +364,7 @@ def doctor() -> None:
     _check("settings", lambda: f"{settings.file or 'defaults'}: profile {settings.profile}, seed "
                                f"{settings.seed}", problems)
     _check("device", lambda: f"{settings.device} -> {torch_device(settings.device)}", problems)
+    _check("threads", thread_state, problems)
     _check("kernel", kernel_state, problems)
     _check("runs", lambda: _writable(settings.runs), problems)
     _check("cache", lambda: _writable(settings.cache), problems)
