@@ -10,11 +10,11 @@ import torch
 from scipy.optimize import least_squares
 from ssl_nb.acoustics.geometry import (max_pair_tdoas, mic_pairs, pair_differences, tdoas,
                                        wall_array)
-from ssl_nb.classical.multilateration import (TRUST, WITHIN, closed_form, delay_information,
-                                              direction_bound, multilaterate,
+from ssl_nb.classical.multilateration import (TRUST, WITHIN, closed_form, direction_bound,
+                                              multilaterate,
                                               multilateration_curves, position_bound,
                                               spanned_dimensions, trust_features)
-from ssl_nb.classical.trust import (Calibration, fit_calibration, reliability, trial, trust_of)
+from ssl_nb.classical.trust import fit_calibration, reliability, trial, trust_of
 from ssl_nb.workshop.speech import speech
 
 ROOT = Path(__file__).resolve().parent.parent
