@@ -35,11 +35,11 @@ def rows(split, scene):
     box = torch.tensor([[0.0] * dim, scene["size"][:dim]])
     for loss in ("squared", "cauchy"):
         fix = multilaterate(mics, scene["delays"], bounds=box, loss=loss)
-        about, spread, edge = trust_features(mics, scene["delays"], fix.position,
+        about, geometry, edge = trust_features(mics, scene["delays"], fix.position,
                                              bounds=box).tolist()
         yield {"split": split, "index": scene["index"], "kind": scene["kind"], "mics": len(mics),
                "t60": round(scene["t60"], 2), "loss": loss, "evidence": round(about, 3),
-               "log_spread": round(spread, 3), "on_bounds": int(edge),
+               "geometry": round(geometry, 3), "on_bounds": int(edge),
                "error_m": round(float((fix.position - talker).norm()), 3)}
 
 

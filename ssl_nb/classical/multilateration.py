@@ -200,6 +200,7 @@ def _apply(matrix, vectors):
     if matrix.ndim == 2: return vectors @ matrix
     return (matrix @ vectors.unsqueeze(-1)).squeeze(-1)
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #b0f4c032
 def _linear(case, far):
     """The weights of the present residuals: D' W e and D' W D, and the weighted squares at other
     distances."""
@@ -212,9 +213,11 @@ def _linear(case, far):
     quadratic = lambda far: (w * (case.delays - far @ case.d.T).square()).sum(-1)
     return (w * error) @ case.d, case.d.T @ (w.unsqueeze(-1) * case.d), quadratic
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #a3b4a57d
 def _distances(case, position):
     return torch.linalg.vector_norm(position.unsqueeze(-2) - case.mics, dim=-1)
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #0f20436d
 def _pull(case, position):
     "H' W e and H' W H of every case, where H is the matrix of unit vectors, and `quadratic`."
     offset = position.unsqueeze(-2) - case.mics
@@ -260,6 +263,7 @@ def _damped(case, position, damping):
     return (torch.where(better.unsqueeze(-1), proposal, position),
             torch.where(better, damping / 5, damping * 5).clamp(1e-9, 1e9), moved)
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #a2a9d04e
 def _refine(case, position):
     "Damped steps until all have settled; positions and the lengths of the last steps."
     damping = torch.full_like(position[:, 0], 1e-3)
@@ -271,12 +275,13 @@ def _refine(case, position):
         part = case.at(rows)
     return position, moved
 
-# %% ../../nbs/02_classical/02_multilateration.ipynb #a2a9d04e
+# %% ../../nbs/02_classical/02_multilateration.ipynb #7ba69f1f
 def _loss(error, weights, scale):
     "Sum over pairs of the squared or of Cauchy's loss: what starts are compared by."
     loss = error.square() if scale is None else scale**2 * torch.log1p((error / scale) ** 2)
     return (weights * loss).sum(-1)
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #bd607537
 def _costs(case, positions):
     "The loss of every case at positions (cases, starts, dim)."
     mics = case.mics if case.mics.ndim == 2 else case.mics.unsqueeze(1)
@@ -284,6 +289,7 @@ def _costs(case, positions):
     far = torch.linalg.vector_norm(positions.unsqueeze(-2) - mics.unsqueeze(-3), dim=-1)
     return _loss(case.delays.unsqueeze(1) - far @ case.d.T, weights, case.scale)
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #bdc52dc4
 def _search(case, start):
     "From `start` and a grid over the bounds, refine the best, and take the lowest."
     n, dim = start.shape
@@ -319,6 +325,7 @@ class _Array(NamedTuple):
     enough: Tensor  # how many pairs count; NaN if they are no more than the unknowns, (*cases)
     volume: Tensor  # logarithm of the size of the bounds, (*cases)
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #de9a931d
 def _start(array, arrivals, mics):
     "Equation (1) for rows of arrivals (c times the times), m."
     g = arrivals[..., 1:] - arrivals[..., :1]
@@ -328,16 +335,18 @@ def _start(array, arrivals, mics):
     right = (right - first * g).unsqueeze(-1)
     return mics[..., 0, :] + (array.inverse @ right).squeeze(-1)
 
-# %% ../../nbs/02_classical/02_multilateration.ipynb #de9a931d
+# %% ../../nbs/02_classical/02_multilateration.ipynb #f2f3eb04
 def _arrivals(array, delays):
     "c times the arrival times that fit rows of delays best."
     if array.to_arrivals.ndim == 2: return delays @ array.to_arrivals.mT
     return (array.to_arrivals @ delays.unsqueeze(-1)).squeeze(-1)
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #c21175a1
 def _own_precision(weights):
     "The diagonal of W_0, in units of 1 / sigma^2, for pairs of weights `weights`."
     return 1 / (1 / weights.clamp(min=1e-6) - 1 + _PAIR_NOISE)
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #09fef3d5
 def _array(mics, pairs, weights, low, high):
     "Matrices of an array, or of one array for each case."
     (n_mics, dim), eye = mics.shape[-2:], torch.eye(mics.shape[-2]).to(mics)
@@ -356,20 +365,22 @@ def _array(mics, pairs, weights, low, high):
     unknown, used = free.sum(-1), (weights > 0).to(mics).sum(-1)
     spare = information.diagonal(dim1=-2, dim2=-1).sum(-1) - unknown
     volume = ((high - low) * free + 1 - free).clamp(min=1e-3).log().sum(-1)
-    return _Array(pairs, weights, low, high, limits, d, information, to_arrivals, baselines, inverse,
-                  rest, thin, free, spare, used.where(used > unknown, torch.nan), volume)
+    return _Array(pairs, weights, low, high, limits, d, information, to_arrivals, baselines,
+                  inverse, rest, thin, free, spare, used.where(used > unknown, torch.nan), volume)
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #af33f560
 _HONEST = 2e-5  # error of an honest delay, s
 WITHIN = 0.3  # error that `Fix.trust` speaks of, m
-TRUST = Calibration((4.2, -1.54, -3.16), 0.0)
+TRUST = Calibration((2.982, -0.739, -9.524), 0.438)  # fitted in 08_trust
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #9886a815
 def _look(case, position):
     "Residuals and distances, m, and unit vectors."
     offset = position.unsqueeze(-2) - case.mics
     far = torch.linalg.vector_norm(offset, dim=-1)
     return case.delays - far @ case.d.T, far, offset / far.clamp(min=1e-9).unsqueeze(-1)
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #d6637153
 def _eigenvalues(unit, information, free):
     "Of the information about the free coordinates; 1 for each that is fixed."
     matrix = unit.mT @ (information @ unit)
@@ -377,6 +388,7 @@ def _eigenvalues(unit, information, free):
         matrix = (matrix * free.unsqueeze(-1) * free.unsqueeze(-2) + torch.diag_embed(1 - free))
     return torch.linalg.eigvalsh(matrix)
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #d548f1a6
 def _trace(values, free):
     "Trace of the inverse, fixed coordinates left out; infinite where one is open."
     known = values.where(values > 1e-9 * values[..., -1:], 0)
@@ -384,7 +396,7 @@ def _trace(values, free):
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #3465898a
 def _features(array, case, on_bounds, error, unit, c):
-    """Evidence per pair, the logarithm of the spread (m) for errors of 20 µs, and `on_bounds`,
+    """Evidence per pair, log(1 + (spread / 8 cm)^2) for errors of 20 µs, and `on_bounds`,
     (cases, 3). NaN where there are no more pairs than unknowns."""
     width = c * _HONEST
     weight = (case.weights > 0) / (1 + (error / width).square())
@@ -394,7 +406,7 @@ def _features(array, case, on_bounds, error, unit, c):
     information = case.d.T @ (weight.unsqueeze(-1) * case.d)
     values = _eigenvalues(unit / width, information, array.free).clamp(min=1e-8)
     places = values.log().sum(-1) / 2 + array.volume
-    spread = _trace(values, array.free).clamp(1e-12, 1e12).log() / 2
+    spread = torch.log1p(_trace(values, array.free).clamp(0, 1e12) / 0.08**2)
     return torch.stack([(ratio - places) / array.enough, spread, on_bounds.to(spread)], -1)
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #228dfe7f
@@ -412,6 +424,7 @@ def _left_over(array, case, error, far):
     spare = information.diagonal(dim1=-2, dim2=-1).sum(-1) - array.free.sum(-1)
     return information, (at_mics * (information @ at_mics)).sum((-2, -1)), spare
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #5c6d3559
 def _spread(array, case, error, far, unit):
     "Root of the trace of (3), timing errors from what is left over, m."
     information, squares, spare = _left_over(array, case, error, far)
@@ -429,6 +442,7 @@ def _mirror_normals(mics, fixed):
     rank = int((values > 1e-4 * torch.linalg.svdvals(mics - mics.mean(-2, keepdim=True))[0]).sum())
     return rows[rank:].T
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #d1bb6d89
 def _check_mirror(mics, low, high):
     """Raise where a mirror image or a circle of positions has the same delays and lies inside the
     bounds too."""
@@ -446,12 +460,13 @@ def _check_mirror(mics, low, high):
         raise ValueError(f"mics: {'in a plane' if dim == 3 else 'on a line'}, so the mirror image "
                          f"fits as well; give bounds on one side of it")
 
-# %% ../../nbs/02_classical/02_multilateration.ipynb #d1bb6d89
+# %% ../../nbs/02_classical/02_multilateration.ipynb #d97a5124
 def _check_count(mics, unknown):
     if (different := _different(mics)) < unknown + 1:
         raise ValueError(f"mics: {different} different positions, at least {unknown + 1} are "
                          f"needed for {unknown} unknown coordinates")
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #3dc8dd3e
 def _check_geometry(mics, pairs, weights, low, high):
     "Raise where the delays leave more than one answer inside the bounds."
     n_mics, dim = mics.shape[-2:]
@@ -473,6 +488,7 @@ def _check_geometry(mics, pairs, weights, low, high):
     for array, bottom, top in zip(*flat):
         _check_mirror(array, bottom, top)  # flat arrays are rare: one after the other
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #b7120b9d
 def _check_delays(delays, array, c):
     "Raise for a trusted delay that is longer than its pair allows; `delays` in metres."
     if delays.shape[-1] != len(array.pairs):
@@ -482,11 +498,11 @@ def _check_delays(delays, array, c):
     if not wrong.any() or not (wrong := wrong & (array.weights > 0)).any(): return
     at = tuple(wrong.nonzero()[0].tolist())
     found, most = (float(v.expand_as(wrong)[at]) / c for v in (delays, array.limits))
-    raise ValueError(f"delays: {found:.4g} s for the pair {array.pairs[at[-1]].tolist()}, must be at "
-                     f"most {most:.4g} s, the distance of the two over c; is it in seconds? "
+    raise ValueError(f"delays: {found:.4g} s for the pair {array.pairs[at[-1]].tolist()}, must be "
+                     f"at most {most:.4g} s, the distance of the two over c; is it in seconds? "
                      f"A delay that is known to be wrong gets the weight 0")
 
-# %% ../../nbs/02_classical/02_multilateration.ipynb #d97a5124
+# %% ../../nbs/02_classical/02_multilateration.ipynb #b35d12d5
 def _bounds(bounds, mics):
     """Low and high corners; without bounds, the box of the microphones grown by five times its
     longest side."""
@@ -505,8 +521,10 @@ def _bounds(bounds, mics):
                          f"{high.tolist()}")
     return low, high
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #b8886693
 def _as_bounds(value, name, like=None): return as_finite(value, name, _DOUBLE)
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #b8776505
 def _weights(weights, pairs, mics):
     "Weights of the pairs, the largest of a case 1."
     if weights is None: return torch.ones(len(pairs), dtype=mics.dtype, device=mics.device)
@@ -524,10 +542,12 @@ def _key(value):
     value = value.detach().cpu().contiguous()
     return value.numpy().tobytes(), value.dtype, tuple(value.shape)
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #dfc0b521
 def _tensor(key, device):
     if key is None: return None
     return torch.frombuffer(bytearray(key[0]), dtype=key[1]).view(key[2]).to(device)
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #cea1b70c
 def _prepared(mics, pairs, weights, bounds):
     "All arguments but the delays checked against each other, and the matrices."
     pairs = check_pairs(pairs, mics.shape[-2]).to(mics.device)
@@ -535,9 +555,11 @@ def _prepared(mics, pairs, weights, bounds):
     _check_geometry(mics, pairs, weights, low, high)
     return _array(mics, pairs, weights, low, high)
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #5178bae5
 @lru_cache(maxsize=64)
 def _remembered(device, *keys): return _prepared(*(_tensor(key, device) for key in keys))
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #5367d3d5
 @torch.no_grad()
 def _array_of(mics, pairs, weights, bounds):
     shared = mics.ndim == 2 and all(v is None or v.ndim < k for v, k in ((weights, 2), (bounds, 3)))
@@ -545,9 +567,10 @@ def _array_of(mics, pairs, weights, bounds):
         return _prepared(mics.detach(), pairs, weights, bounds)
     return _remembered(mics.device, *map(_key, (mics, pairs, weights, bounds)))
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #e1480083
 def _filled(*tensors): return all(v is None or v.numel() for v in tensors)
 
-# %% ../../nbs/02_classical/02_multilateration.ipynb #dfc0b521
+# %% ../../nbs/02_classical/02_multilateration.ipynb #3b9cf582
 def _flatten(mics, delays, weights, bounds):
     "The batch dimensions of all, and all with one dimension of cases or none."
     if delays.ndim < 1: raise ValueError("delays: a single number, must be one for each pair")
@@ -560,7 +583,8 @@ def _flatten(mics, delays, weights, bounds):
                                                                        or bounds.ndim == 2):
         flat = delays.reshape(-1, delays.shape[-1]) if delays.shape[-1] else delays.reshape(1, 0)
         return delays.shape[:-1], mics, flat, weights, bounds
-    sizes = {"mics": (mics, 2), "delays": (delays, 1), "weights": (weights, 1), "bounds": (bounds, 2)}
+    sizes = {"mics": (mics, 2), "delays": (delays, 1), "weights": (weights, 1),
+             "bounds": (bounds, 2)}
     lead = {k: tuple(v.shape[:v.ndim - n]) for k, (v, n) in sizes.items() if v is not None}
     try: batch = torch.broadcast_shapes(*lead.values())
     except RuntimeError:
@@ -570,6 +594,7 @@ def _flatten(mics, delays, weights, bounds):
     some = lambda v, n: v if v is None or v.ndim == n else flat(v, n)
     return batch, some(mics, 2), flat(delays, 1), some(weights, 1), some(bounds, 2)
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #94ef4271
 def _cases(mics, delays, pairs, weights, bounds, scale, c):
     "Batch dimensions, what belongs to the array, and the cases."
     # in double precision: single would round delays of nanoseconds
@@ -581,6 +606,7 @@ def _cases(mics, delays, pairs, weights, bounds, scale, c):
     return batch, array, _Case(mics, delays, array.weights, array.low, array.high, array.limits,
                                array.d, array.information, _arrivals(array, delays), scale)
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #93b25a48
 def _no_fix(batch, mics, kind):
     none = torch.zeros(batch, dtype=kind, device=mics.device)
     return Fix(none.unsqueeze(-1).expand(*batch, mics.shape[-1]), none, none == 0, none > 0, none,
@@ -591,6 +617,7 @@ def _residual(case, error):
     "Weighted root mean square, m."
     return ((case.weights * error.square()).sum(-1) / case.weights.sum(-1)).sqrt()
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #8bf8a4b1
 def _is_sure(array, case, position, moved, error):
     "Where no other position can fit as well: settled inside the bounds with small residuals."
     inside = ((position > case.low) & (position < case.high)).all(-1)
@@ -598,6 +625,7 @@ def _is_sure(array, case, position, moved, error):
     if case.scale is None: return sure
     return sure & ((error.abs() < 3 * case.scale) | (case.weights == 0)).all(-1)
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #121a2a23
 @torch.no_grad()
 def _solve(array, case):
     "Positions of all cases, and the lengths of their last steps."
@@ -614,11 +642,12 @@ def _solve(array, case):
         position[rows], moved[rows] = _search(case.at(rows), start[rows])
     return position, moved
 
-# %% ../../nbs/02_classical/02_multilateration.ipynb #8bf8a4b1
+# %% ../../nbs/02_classical/02_multilateration.ipynb #963f0fc9
 def _on_bounds(array, case, position):
     at_edge = (position <= case.low) | (position >= case.high)
     return (at_edge & (array.free > 0)).any(-1) if at_edge.any() else at_edge[..., 0]
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #810e0519
 def _fix(array, case, position, moved, batch, kind, c):
     "All that is said about the answers."
     error, far, unit = _look(case, position)
@@ -630,6 +659,7 @@ def _fix(array, case, position, moved, batch, kind, c):
     return Fix(position.reshape(*batch, -1).to(kind), residual, (moved < 1e-4).reshape(batch),
                on_bounds.reshape(batch), spread, trust)
 
+# %% ../../nbs/02_classical/02_multilateration.ipynb #381d64da
 def _with_gradient(case, position):
     "The same position, with the gradient of the equation that it solves."
     pull, matrix, _, _ = _pull(case, position)
@@ -649,8 +679,8 @@ def trust_features(
         weights: Float[Tensor, "*#batch pairs"] | None = None,  # pairs with 0 do not count
         bounds=None,  # as given to `multilaterate`
         c: float = SPEED_OF_SOUND) -> Float[Tensor, "*batch 3"]:
-    """The features that `Fix.trust` is made of, by `trust_of` and `TRUST`: evidence per pair, the
-    logarithm of the spread in m for errors of 20 µs, and 1 on the bounds, else 0.
+    """The features that `Fix.trust` is made of, by `trust_of` and `TRUST`: evidence per pair,
+    log(1 + (spread / 8 cm)^2) for errors of 20 µs, and 1 on the bounds, else 0.
 
     Raises what `multilaterate` raises, and `ValueError` for another number of positions."""
     batch, array, case = _cases(mics, delays, pairs, weights, bounds, None, c)
@@ -701,7 +731,7 @@ def _ellipse(center, cov, points=60):
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #a71aa6b7
 @door(mics=partial(as_positions, axes=(2,)), source=partial(as_points, axes=(2,)),
-      sigma=number("s", above=0), draws=count(1))
+      sigma=number("s", above=0, most=1e3), draws=count(1))
 def multilateration_curves(mics: Float[Tensor, "mics 2"],  # m
                            source: Float[Tensor, "2"],  # m
                            size,  # room sides (x, y), m
@@ -728,7 +758,7 @@ def multilateration_curves(mics: Float[Tensor, "mics 2"],  # m
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #fc4f2cc6
 @door(mics=partial(as_positions, axes=(3,)), directions=as_unit_vectors,
-      sigma=number("s", above=0), c=as_speed)
+      sigma=number("s", above=0, most=1e3), c=as_speed)
 def direction_bound(mics: Float[Tensor, "mics 3"],  # microphone positions, m
                     directions: Float[Tensor, "*batch 3"],  # unit vectors towards the sources
                     sigma: float,  # standard deviation of each microphone's arrival time, s
