@@ -111,8 +111,8 @@ def main(kind, fit_on, prove_on):
     trust = trust_of(x, stated)
     near = (trust > 0.85) & (trust < 0.95)
     print(f"{len(x)} answers; stated 0.85 to 0.95: {float(good[near].double().mean()):.3f} of "
-          f"{int(near.sum())} right; noise alone: {float((trust[silent] > 0.5).double().mean()):.4f} "
-          f"of {int(silent.sum())} above 0.5")
+          f"{int(near.sum())} right; noise alone: "
+          f"{float((trust[silent] > 0.5).double().mean()):.4f} of {int(silent.sum())} above 0.5")
     table = pd.DataFrame(reliability(trust, good)._asdict())
     (Path(__file__).parent / "trust").mkdir(exist_ok=True)
     table.round(4).to_csv(Path(__file__).parent / "trust" / f"{kind}.csv", index=False)

@@ -156,7 +156,8 @@ def test_lists_and_arrays_are_taken_and_bad_calls_refused():
     for options, told in (
             ({"sources": 5}, "at most 4"), ({"sources": 0}, "sources=0"),
             ({"hop": -1}, "hop"), ({"hop": 1e-9}, "hop"), ({"room": (5, 4)}, "room"),
-            ({"room": (1, 1, 1)}, "outside"), ({"room": (9, 9, 9), "sources": 3}, "at most 2"), ({"fs": 0}, "fs"),
+            ({"room": (1, 1, 1)}, "outside"), ({"room": (9, 9, 9), "sources": 3}, "at most 2"),
+            ({"fs": 0}, "fs"),
             ({"mics": mics[:3]}, "needs one for each of 3"), ({"audio": audio.T}, "time"),
             ({"audio": audio[None]}, "one recording"), ({"mics": mics * 0}, "same place"),
             ({"audio": audio * math.nan}, "finite")):

@@ -47,6 +47,9 @@ def _beside(line: Float[Tensor, "3"]) -> Float[Tensor, "3"]:
     side = side / side.norm()
     return side if side[1] >= 0 else -side
 
+
+
+# %% ../../nbs/02_classical/06_over_time.ipynb #d5efcfd7
 AMBIGUOUS = {1: "stand on a line: all directions on a cone around it sound alike, and the "
                 "horizontal one is given", 2: "stand in a plane: a direction and its mirror image "
                                               "sound alike, and the one on the upper side is given"}
@@ -96,7 +99,8 @@ class SrpPhat:
         heard = speech_activity(pieces, call.fs, call.hop)
         if call.room is not None:
             def search(some):
-                found = highest_points(some, call.mics, call.room, call.fs, call.sources, c=self.c)
+                found = highest_points(some, call.mics, call.room, call.fs, call.sources, c=self.c,
+                                       most=5e3)  # an answer, and not a proof
                 return found.position, found.trust
             points, trust = _where_heard(heard, pieces, search, call.sources)
             return _estimate(times, points, heard, False, trust)
@@ -120,6 +124,7 @@ def _where_heard(heard, pieces, method, sources, numbers=1):
         for value, got in zip(values, method(pieces[some])): value[some] = got.to(value)
     return values
 
+# %% ../../nbs/02_classical/06_over_time.ipynb #d3a48d83
 def _estimate(times, points, heard, far_field, trust=None, spread=None):
     "The named tuple of an estimate, activity the same for all sources."
     activity = heard[:, None].expand(points.shape[:2])
@@ -173,6 +178,7 @@ class GccMultilateration:
         return _estimate(times, points, heard, False, trust, spread)
 
 # %% ../../nbs/02_classical/06_over_time.ipynb #35bdc6f7
+# what `follow` takes where nobody says otherwise: far field or not
 _SIGMA, _ACCELERATION = {True: 0.07, False: 0.1}, {True: 1.0, False: 1.5}  # directions, positions
 
 def _runs(known, most):
@@ -182,6 +188,7 @@ def _runs(known, most):
     ends = (at.diff() > most).nonzero()[:, 0]
     return list(zip([int(at[0]), *at[ends + 1].tolist()], [*at[ends].tolist(), int(at[-1])]))
 
+# %% ../../nbs/02_classical/06_over_time.ipynb #d85969dd
 def _one_track(points, interval, sigma, acceleration, most):
     "A track from the first point on: its rows, and how many frames it took."
     rows = gated_track(points, interval, sigma, acceleration, speed=10 * sigma)
@@ -193,7 +200,7 @@ def _one_track(points, interval, sigma, acceleration, most):
     accepted = int(rows["accepted"][:last + 1].sum())
     return rows, last + 1, refused <= accepted
 
-# %% ../../nbs/02_classical/06_over_time.ipynb #d85969dd
+# %% ../../nbs/02_classical/06_over_time.ipynb #2394602d
 @door(bridge=number("s", least=0), least_trust=number(least=0, most=1), sigma=number(above=0),
       acceleration=number(above=0))
 def follow(estimate: Estimate,  # of one talker
@@ -226,6 +233,6 @@ def follow(estimate: Estimate,  # of one talker
             first += n if good else 1
             while first <= last and not answers[first]: first += 1
     if far: tracked = torch.nn.functional.normalize(tracked, dim=-1)
-    stated = trust.to(spread).where(taken, torch.nan)[:, None].to(estimate.points)
-    return estimate._replace(points=tracked[:, None].to(estimate.points), trust=stated,
-                             spread=(spread[:, None] * (2 if far else 3) ** 0.5).to(estimate.points))
+    stated, spread = trust.to(spread).where(taken, torch.nan), spread * (2 if far else 3) ** 0.5
+    points, stated, spread = (v.unsqueeze(1).to(estimate.points) for v in (tracked, stated, spread))
+    return estimate._replace(points=points, trust=stated, spread=spread)

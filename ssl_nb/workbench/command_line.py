@@ -282,7 +282,7 @@ def _locate(file, array, method, room, sources, hop, channels, track, trust, out
     from ssl_nb.workbench.locating import estimate_table, locate_file, save_estimate, stated
     if not 0 <= trust <= 1: raise ValueError(f"--trust {trust}: must be from 0 to 1")
     chosen = _listed(channels, "channels")
-    if chosen and any(c != int(c) for c in chosen):
+    if chosen and not all(c.is_integer() for c in chosen):
         raise ValueError(f"--channels {channels!r}: needs whole numbers")
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")

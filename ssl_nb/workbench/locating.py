@@ -38,9 +38,12 @@ def _channels(path, array: Array, chosen):
                          f"has "
                          f"{len(array.positions)} microphones; name the right ones by `channels`")
     if not facts.frames: raise ValueError(f"path={str(path)!r}: holds no samples")
+    if facts.frames <= len(wanted):
+        raise ValueError(f"path={str(path)!r}: holds {facts.frames} samples, too few to locate")
     if array.rate and facts.samplerate != array.rate:
-        warnings.warn(f"path={str(path)!r}: {facts.samplerate} Hz, the array {array.name!r} usually "
-                      f"delivers {array.rate:g} Hz; times and delays follow the file", stacklevel=4)
+        warnings.warn(f"path={str(path)!r}: {facts.samplerate} Hz, the array {array.name!r} "
+                      f"usually delivers {array.rate:g} Hz; times and delays follow the file",
+                      stacklevel=4)
     return [int(c) - 1 for c in wanted], facts
 
 def _blocks(path, columns, block, overlap):
@@ -88,6 +91,12 @@ class _Health:
         for word in words: warnings.warn(f"path={str(self.path)!r}: {word}", stacklevel=5)
 
 # %% ../../nbs/10_workbench/08_locating.ipynb #85f73999
+def _trust_of(estimate):
+    "The trust of an estimate; NaN where the method says nothing."
+    return (torch.full_like(estimate.activity, torch.nan) if estimate.trust is None
+            else estimate.trust)
+
+# %% ../../nbs/10_workbench/08_locating.ipynb #6cc4ebe2
 @door(path=as_path, room=as_room_size, sources=count(), hop=number("s", least=0.001),
       block=number("s", above=0))
 def locate_file(
@@ -104,8 +113,8 @@ def locate_file(
     """Where the talkers are in a file of any length, block by block in bounded memory.
 
     Warns of another sampling rate than the array's, of channels that are silent or alike, and of
-    clipping. Raises `FileNotFoundError`, or `ValueError` for a file that is no sound, for another number of
-    channels than the array has, and for what the method cannot do."""
+    clipping. Raises `FileNotFoundError`, or `ValueError` for a file that is no sound, for another
+    number of channels than the array has, and for what the method cannot do."""
     array = array if isinstance(array, Array) else read_array(array)
     columns, facts = _channels(path, array, channels)
     run, hop = localizer(method), HOP if hop is None else hop
@@ -127,10 +136,7 @@ def locate_file(
                         found[0].far_field, torch.cat([e.trust for e in found]))
     return follow(estimate) if track else estimate
 
-def _trust_of(estimate):
-    "The trust of an estimate; NaN where the method says nothing."
-    return (torch.full_like(estimate.activity, torch.nan) if estimate.trust is None
-            else estimate.trust)
+
 
 # %% ../../nbs/10_workbench/08_locating.ipynb #4ef59fbc
 def estimate_table(estimate: Estimate) -> pd.DataFrame:

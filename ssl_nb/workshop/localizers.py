@@ -6,7 +6,7 @@ Docs: https://ssl-nb.github.io/ssl_nb/03_workshop/localizers.html.md"""
 
 # %% auto #0
 __all__ = ['GROUP', 'HOP', 'THRESHOLD_DB', 'Estimate', 'Needs', 'Localizer', 'localizers', 'localizer', 'Array', 'known_arrays',
-           'read_array', 'spans', 'Call', 'check_room', 'check_call', 'frame_length', 'cut', 'speech_activity']
+           'read_array', 'spans', 'check_room', 'Call', 'check_call', 'frame_length', 'cut', 'speech_activity']
 
 # %% ../../nbs/03_workshop/09_localizers.ipynb #97e66c12
 import math
@@ -131,6 +131,15 @@ def spans(
     return int((extent > share * extent[0].clamp(min=1e-12)).sum()), axes
 
 # %% ../../nbs/03_workshop/09_localizers.ipynb #8516420b
+def check_room(mics: Float[Tensor, "mics 3"], room: Float[Tensor, "3"]) -> None:  # m
+    "Raise `ValueError` unless the microphones are in the room, to a centimetre."
+    outside = ((mics.cpu() < -0.01) | (mics.cpu() > room + 0.01)).any(-1).nonzero()[:, 0]
+    if not len(outside): return
+    place, sides = (", ".join(f"{v:.4g}" for v in x.tolist()) for x in (mics[outside[0]], room))
+    raise ValueError(f"room=({sides}) m: microphone {int(outside[0]) + 1} at ({place}) m is "
+                     f"outside; positions must count from a corner of the room")
+
+# %% ../../nbs/03_workshop/09_localizers.ipynb #ac1df51b
 class Call(NamedTuple):
     "The arguments of a call, checked."
     audio: Float[Tensor, "mics time"]
@@ -141,14 +150,6 @@ class Call(NamedTuple):
     hop: float  # s
 
 HOP = 0.1  # from one frame to the next where nobody says otherwise, s
-
-def check_room(mics: Float[Tensor, "mics 3"], room: Float[Tensor, "3"]) -> None:  # m
-    "Raise `ValueError` unless the microphones are in the room, to a centimetre."
-    outside = ((mics.cpu() < -0.01) | (mics.cpu() > room + 0.01)).any(-1).nonzero()[:, 0]
-    if not len(outside): return
-    place, sides = (", ".join(f"{v:.4g}" for v in x.tolist()) for x in (mics[outside[0]], room))
-    raise ValueError(f"room=({sides}) m: microphone {int(outside[0]) + 1} at ({place}) m is "
-                     f"outside; positions must count from a corner of the room")
 
 @door(audio=as_audio, mics=partial(as_positions, axes=(3,)), fs=as_rate, room=as_room_size,
       sources=count(), hop=number("s", least=0.001))
