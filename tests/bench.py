@@ -264,7 +264,7 @@ def _chosen(registry, words):
     return [n for n in registry if not words or any(n.startswith(w) for w in words)]
 
 
-def _measure(kind, names, function, show):
+def _measure(kind, names, function, show, after=lambda results: None):
     "Results of the rows that succeed; what went wrong with the others is said and kept."
     results, failures = [], []
     for name in names:
@@ -272,24 +272,27 @@ def _measure(kind, names, function, show):
         except Exception as e:  # a row that fails must not take the others with it
             failures.append(f"{kind} {name}: {type(e).__name__}: {e}")
             print(failures[-1], flush=True)
-        else: print(show(results[-1]), flush=True)
+        else:
+            print(show(results[-1]), flush=True)
+            after(results)
     return results, failures
 
 
 def run(words, keep):
-    "Measure; `keep` gets what is there after each kind, so that an end by Ctrl-C loses little."
+    "Measure; `keep` gets what is there after each row, so that an end by Ctrl-C loses little."
+    nothing = {"growth": [], "memory": [], "reports": [], "failures": []}
     rates = machine_rates()
     print("one thread: " + ", ".join(f"{k} {v / 1e9:.0f} G/s" for k, v in rates.items()))
-    rows, bad = _measure("row", _chosen(ROWS, words), lambda n: measure_row(n, rates), line)
+    rows, bad = _measure("row", _chosen(ROWS, words), lambda n: measure_row(n, rates), line,
+                         lambda done: keep({"rates": rates, "rows": done, **nothing}))
     if torch.cuda.is_available():
         able = [n for n in _chosen(ROWS, words) if inspect.signature(ROWS[n][1]).parameters]
         more, worse = _measure("row on cuda", able, lambda n: measure_row(n, rates, "cuda"), line)
         rows, bad = rows + more, bad + worse
-    keep({"rates": rates, "rows": rows, "growth": [], "memory": [], "reports": [],
-          "failures": bad})
     growths, worse = _measure("growth", _chosen(GROWTHS, words), measure_growth, lambda g:
                               f"{g['name']}: {g['what']}: exponent {g['exponent']:.2f}, last "
-                              f"step {g['last_exponent']:.2f}")
+                              f"step {g['last_exponent']:.2f}", lambda done: keep(
+                                  nothing | {"rates": rates, "rows": rows, "growth": done}))
     memories, worst = _measure("memory", _chosen(MEMORIES, words), measure_memory, lambda m:
                                f"{m['name']}: {m['what']}: {m['beyond_input_mb']:.0f} MB beyond "
                                f"the input, {m['output_mb']:.0f} MB of them the result")
