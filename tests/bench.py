@@ -44,7 +44,7 @@ import torch
 from ssl_nb.settings import load_settings
 from ssl_nb.workbench.experiments import circumstances
 
-BUDGET = 4.0  # seconds of timing for each side of a row
+BUDGET = 2.0  # seconds of timing for each side of a row
 ROUNDS = 15  # at most
 PEERS = ("pyroomacoustics", "torchrir", "rir-generator", "xsrp", "doa-py", "acoular",
          "speechbrain")
@@ -264,7 +264,7 @@ def _chosen(registry, words):
     return [n for n in registry if not words or any(n.startswith(w) for w in words)]
 
 
-def _measure(kind, names, function, show):
+def _measure(kind, names, function, show, after=lambda results: None):
     "Results of the rows that succeed; what went wrong with the others is said and kept."
     results, failures = [], []
     for name in names:
@@ -272,21 +272,27 @@ def _measure(kind, names, function, show):
         except Exception as e:  # a row that fails must not take the others with it
             failures.append(f"{kind} {name}: {type(e).__name__}: {e}")
             print(failures[-1], flush=True)
-        else: print(show(results[-1]), flush=True)
+        else:
+            print(show(results[-1]), flush=True)
+            after(results)
     return results, failures
 
 
-def run(words):
+def run(words, keep):
+    "Measure; `keep` gets what is there after each row, so that an end by Ctrl-C loses little."
+    nothing = {"growth": [], "memory": [], "reports": [], "failures": []}
     rates = machine_rates()
     print("one thread: " + ", ".join(f"{k} {v / 1e9:.0f} G/s" for k, v in rates.items()))
-    rows, bad = _measure("row", _chosen(ROWS, words), lambda n: measure_row(n, rates), line)
+    rows, bad = _measure("row", _chosen(ROWS, words), lambda n: measure_row(n, rates), line,
+                         lambda done: keep({"rates": rates, "rows": done, **nothing}))
     if torch.cuda.is_available():
         able = [n for n in _chosen(ROWS, words) if inspect.signature(ROWS[n][1]).parameters]
         more, worse = _measure("row on cuda", able, lambda n: measure_row(n, rates, "cuda"), line)
         rows, bad = rows + more, bad + worse
     growths, worse = _measure("growth", _chosen(GROWTHS, words), measure_growth, lambda g:
                               f"{g['name']}: {g['what']}: exponent {g['exponent']:.2f}, last "
-                              f"step {g['last_exponent']:.2f}")
+                              f"step {g['last_exponent']:.2f}", lambda done: keep(
+                                  nothing | {"rates": rates, "rows": rows, "growth": done}))
     memories, worst = _measure("memory", _chosen(MEMORIES, words), measure_memory, lambda m:
                                f"{m['name']}: {m['what']}: {m['beyond_input_mb']:.0f} MB beyond "
                                f"the input, {m['output_mb']:.0f} MB of them the result")
@@ -299,11 +305,12 @@ def run(words):
 
 def merged(old, new):
     "`new` and the rows of `old` that `new` does not have."
+    both = old | new
     for part in ("rows", "growth", "memory", "reports"):
         have = {(r["name"], r.get("device")) for r in new[part]}
-        new[part] += [r for r in old.get(part, [])
-                      if (r.get("name"), r.get("device")) not in have and "name" in r]
-    return old | new
+        both[part] = new[part] + [r for r in old.get(part, [])
+                                  if (r["name"], r.get("device")) not in have]
+    return both
 
 
 def main():
@@ -321,19 +328,22 @@ def main():
     if unknown := [w for w in given.names if not _chosen(every, [w])]:
         parser.error(f"no row begins with {unknown[0]!r}; --list prints the names")
     begin, told = time.perf_counter(), about()
-    new = run(given.names)
-    print(f"{time.perf_counter() - begin:.0f} s")
-    for r in (*new["rows"], *new["growth"], *new["memory"], *new["reports"]): r["commit"] = told["git"]["commit"]
-    if given.dry: return
     file = load_settings().data / "bench" / (re.sub(r"[^a-z0-9]+", "-", (
         f"{told['hardware']['processor']} {told['hardware']['cores']} cores").lower()
         ).strip("-") + ".json")
-    file.parent.mkdir(exist_ok=True)
-    if given.names and file.exists(): new = merged(json.loads(file.read_text()), new)
-    file.write_text(json.dumps({**new, **told, "seconds": time.perf_counter() - begin},
-                               indent=1) + "\n")
-    print(f"written: {file.name}; `make outputs NB=nbs/10_workbench/07_speed.ipynb` shows it on "
-          f"the website")
+    before = json.loads(file.read_text()) if given.names and file.exists() else {}
+    def keep(new):
+        if given.dry: return
+        for part in ("rows", "growth", "memory", "reports"):
+            for r in new[part]: r["commit"] = told["git"]["commit"]
+        all_of_it = merged(before, new) | told | {"seconds": time.perf_counter() - begin}
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(all_of_it, indent=1) + "\n")
+    keep(run(given.names, keep))
+    print(f"{time.perf_counter() - begin:.0f} s")
+    if not given.dry:
+        print(f"written: {file.name}; `make outputs NB=nbs/10_workbench/07_speed.ipynb` shows it "
+              f"on the website")
 
 
 if __name__ == "__main__":

@@ -104,10 +104,14 @@ def _as_sides(value, name: str, like=None) -> tuple:
     raise ValueError(f"{name}={value!r}: must be three sides (x, y, z), each a number or a range")
 
 def _as_places(value, name: str, like=None) -> tuple:
+    if not hasattr(value, "__len__"):
+        raise ValueError(f"{name}={value!r}: must be positions (mics, 3)")
     if len(value): as_positions(value, name, axes=(3,))
     return tuple(tuple(float(v) for v in mic) for mic in _rows(value))
 
-def _as_speech(value, name: str, like=None) -> str: return os.fspath(value)
+def _as_speech(value, name: str, like=None) -> str:
+    if isinstance(value, (str, os.PathLike)): return os.fspath(value)
+    raise ValueError(f"{name}={value!r}: must be a split of the embedded speech or a folder")
 
 SceneSpec.__init__ = door(**_KINDS, size=_as_sides, mics=_as_places,
                           speech=_as_speech)(SceneSpec.__init__)
@@ -279,11 +283,11 @@ def simulate_scene(spec: SceneSpec, voices: Speech,
             "snr_db": torch.tensor(snr_db if spec.noise != "none" else math.inf)}
 
 # %% ../../nbs/03_workshop/03_scenes.ipynb #3a80526b
+@door(index=whole(-2**62))
 def as_index(index: int, scenes: int) -> int:
     """The number, from 0, of a scene; negative ones count from the end. Raises `IndexError` where
     there is none, as loops over a sequence expect."""
-    number = whole(-2**62)(index, "index")
-    if -scenes <= number < scenes: return number % scenes
+    if -scenes <= index < scenes: return index % scenes
     raise IndexError(f"index={index}: there are {scenes} scenes")
 
 # %% ../../nbs/03_workshop/03_scenes.ipynb #6770a04e
