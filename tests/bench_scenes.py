@@ -11,7 +11,8 @@ from ssl_nb.workshop.scenes import SceneDataset, SceneSpec, SceneStore, write_sc
 SQUARE = SceneSpec(seconds=1.0, array="compact", t60=(0.2, 0.6),
                    mics=((-0.2, 0, 0), (0.2, 0, 0), (0, 0.2, 0), (0, 0, 0.2)))
 AD1 = SceneSpec(seconds=2.0, size=((4, 10), (4, 10), (4.2, 4.2)), t60=(0.2, 1.2), n_mics=30,
-                mic_height=(0.9, 0.9), source_height=(0.95, 0.95), placement_grid=16, snr_db=(0, 50))
+                mic_height=(0.9, 0.9), source_height=(0.95, 0.95), placement_grid=16,
+                snr_db=(0, 50))
 
 
 def batches(count=256, size=64):
