@@ -163,7 +163,10 @@ def _correlations(audio, mics, fs, band, c):
     if not 0 <= band[0] < min(band[1], fs / 2):
         raise ValueError(f"band={band} Hz: must rise, and begin below fs / 2 = {fs / 2:g} Hz")
     frames = audio.reshape(-1, *audio.shape[-2:])
-    lags = min(int(float(torch.pdist(mics).max()) / c * fs) + 2, frames.shape[-1] - 1)
+    lags = int(float(torch.pdist(mics).max()) / c * fs) + 2
+    if lags >= frames.shape[-1]:
+        raise ValueError(f"audio: {frames.shape[-1]} samples, the delays of this array need more "
+                         f"than {lags} at fs={fs:g} Hz and c={c:g} m/s")
     return gcc_phat(frames, max_lag=lags, interpolation=4, band=(band[0], min(band[1], fs / 2)),
                     fs=fs)
 
@@ -190,7 +193,7 @@ def without(gcc: Float[Tensor, "frames pairs lags"], delays: Float[Tensor, "fram
 
 # %% ../../nbs/02_classical/07_global_search.ipynb #cc9b626d
 # fitted by data/make_trust_maps.py: over the noise, consent, log of the microphones, second
-POSITION_TRUST = Calibration((2.08, 14.17, 7.85, -0.92), -27.32)
+POSITION_TRUST = Calibration((3.8, 2.51, 1.04, -1.75), -11.84)
 
 def _position_trust(gcc, mics, per_metre, best, width, seconds, second):
     "Trust (frames,) of the highest points (frames, 4); `second`: after another was taken out."
@@ -204,9 +207,9 @@ def _position_trust(gcc, mics, per_metre, best, width, seconds, second):
 # %% ../../nbs/02_classical/07_global_search.ipynb #e2b26556
 _CHECKS = dict(audio=partial(as_audio, channels=2), mics=partial(as_positions, axes=(3,), least=2),
                room_size=as_room_size, fs=as_rate,
-               band=span("Hz", least=0, apart=True), c=as_speed, most=number(least=8))
+               band=span("Hz", least=0, apart=True), c=as_speed, most=number(least=8, most=1e8))
 
-@door(**_CHECKS, n_sources=count())
+@door(**_CHECKS, n_sources=count(1, 16))
 def highest_points(audio: Float[Tensor, "*batch channels time"],
                    mics: Float[Tensor, "mics 3"],  # in the room's coordinates, m
                    room_size: Float[Tensor, "3"],  # m
