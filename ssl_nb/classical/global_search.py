@@ -1,4 +1,4 @@
-"""The highest point of a steered-power map of a whole room, found in milliseconds, with a proof that nothing higher was missed
+"""The highest point of a steered-power map of a whole room, found in a tenth of a second, with a proof that nothing higher was missed
 
 Docs: https://ssl-nb.github.io/ssl_nb/02_classical/global_search.html.md"""
 
@@ -97,7 +97,7 @@ def cell_bounds(
     return bound, power
 
 # %% ../../nbs/02_classical/07_global_search.ipynb #7dd6a38c
-FIRST, FINEST = 0.2, 0.004  # sides of the first and of the last cells, m
+FIRST, FINEST = 0.2, 0.004  # side of the first cells, and at most of the last, m
 BEAM = 64  # cells that are followed at once to find a high point early
 _AT_ONCE = 2**17  # cells that are looked at together
 
