@@ -8,7 +8,7 @@ A file of rows takes what it needs from here:
     from bench import Case, Peer, close, growth, memory, row
 
     @row("gcc_frames", "GCC-PHAT, 12 microphones, 309 frames of 4096, 65 lags")
-    def _(device="cpu"):               # a row that takes a device runs on a GPU too, if there is one
+    def _(device="cpu"):  # a row that takes a device runs on a GPU too, if there is one
         audio = noise(309, 12, 4096, device=device)
         return Case(lambda: gcc_phat(audio, max_lag=32),
                     [Peer("torch, every pair anew", lambda: lambda: every_pair(audio), close(1e-5)),

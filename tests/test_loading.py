@@ -1,6 +1,6 @@
 """Loading, threads and the bench: what is read is what Zarr reads, nothing is left changed, and
 hundreds of bad calls are refused in words."""
-import dataclasses, json, os, subprocess, sys
+import dataclasses, os, subprocess, sys
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +162,10 @@ BAD_BANK = {"count": [*NO_NUMBER, 0, -1, 2.5], "seed": [*NO_NUMBER, -1, 2.5],
 
 
 def every(table): return [(name, value) for name, values in table.items() for value in values]
-def each(table): return pytest.mark.parametrize("name, value", every(table), ids=lambda v: type(v).__name__)
+def named(value): return type(value).__name__
+
+
+def each(table): return pytest.mark.parametrize("name, value", every(table), ids=named)
 
 
 def refused(action, name):
@@ -195,16 +198,16 @@ def test_bad_datasets(name, value):
     refused(lambda: SceneDataset(**{"spec": SPEC, "count": 2} | {name: value}), name)
 
 
-@pytest.mark.parametrize("value", [*NO_NUMBER, 1.5, "1", (0, 1), slice(2)], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize("value", [*NO_NUMBER, 1.5, "1", (0, 1), slice(2)], ids=named)
 def test_bad_indices(value): refused(lambda: as_index(value, 3), "index")
 
 
-@pytest.mark.parametrize("value", [3, -4, 10**9, np.int64(3)], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize("value", [3, -4, 10**9, np.int64(3)], ids=named)
 def test_indices_outside(value):
     with pytest.raises(IndexError, match="there are 3"): as_index(value, 3)
 
 
-@pytest.mark.parametrize("value", [*NO_NUMBER, 0, -1, 1.5, "auto", True, 10**6], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize("value", [*NO_NUMBER, 0, -1, 1.5, "auto", True, 10**6], ids=named)
 def test_bad_threads(value):
     def use():
         with using_threads(value): pass
@@ -212,7 +215,7 @@ def test_bad_threads(value):
 
 
 @pytest.mark.parametrize("key, value", [(k, v) for k in ("threads", "waiting") for v in (
-    "", "0", "-1", "1.5", "all", "Sleep", "x", "99999")], ids=lambda v: type(v).__name__)
+    "", "0", "-1", "1.5", "all", "Sleep", "x", "99999")], ids=named)
 def test_bad_thread_settings(tmp_path, key, value):
     (tmp_path / "settings.ini").write_text(f"[ssl_nb]\n{key} = {value}\n")
     refused(lambda: load_settings(tmp_path / "settings.ini", {}), key)

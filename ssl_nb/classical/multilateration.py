@@ -79,7 +79,8 @@ def difference_matrix(pairs: Int[Tensor, "pairs 2"],  # indices (i, j)
     return eye[pairs[:, 0]] - eye[pairs[:, 1]]
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #79ec070f
-_PAIR_NOISE = 1e-4  # every pair's least variance, relative to a microphone's: their covariance can be inverted
+# every pair's least variance, relative to a microphone's: their covariance can be inverted
+_PAIR_NOISE = 1e-4
 
 def delay_information(pairs: Int[Tensor, "pairs 2"], n_mics: int,
                       sigma: Float[Tensor, "*#batch mics"],  # deviation of each mic's timing

@@ -205,7 +205,8 @@ def _drawn_statistics(parts, statistic, n, generator, nested):
                         for draw in pick.tolist()])
 
 # %% ../../nbs/03_workshop/06_metrics.ipynb #48fff26b
-@door(shares=_some(partial(as_numbers, least=0, most=1)), counts=_some(partial(as_numbers, least=1)))
+@door(shares=_some(partial(as_numbers, least=0, most=1)),
+      counts=_some(partial(as_numbers, least=1)))
 def share_interval(shares: Float[Tensor, "seeds"],  # of successes, 0 to 1
                    counts: Float[Tensor, "_"],  # scenes, one number a seed
                    level: float = 0.95) -> tuple[float, float]:  # lower and upper end

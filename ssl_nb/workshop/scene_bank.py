@@ -184,13 +184,7 @@ class SceneBank(torch.utils.data.Dataset):
         # of all responses
         self.nbytes = sum(r["rirs"].numel() * r["rirs"].element_size() for r in self.rooms)
         self.n = scipy.fft.next_fast_len(self.taps + round(spec.seconds * spec.fs), real=True)
-        self._keep_spectra()
-
-    def _keep_spectra(self) -> None:
-        "The spectra of all responses, where they take less than `SPECTRA_KEPT`."
-        taps = sum(r["rirs"][..., 0].numel() for r in self.rooms)
-        if taps * (self.n // 2 + 1) * 8 > SPECTRA_KEPT: return
-        for r in self.rooms: r["spectra"] = torch.fft.rfft(r["rirs"], self.n)
+        _keep_spectra(self)
 
     def spectra(self, room: dict, place: int) -> Tensor:
         "Of the responses of a place in a room: (sources, mics, n // 2 + 1)."
@@ -204,8 +198,19 @@ class SceneBank(torch.utils.data.Dataset):
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
         "The scenes of some indices, computed together. A data loader asks for its batches here."
         numbers = [as_index(i, self.count) for i in indices]
-        gs = ([torch.Generator().manual_seed(s)
-               for s in torch.randint(2**62, (len(numbers),)).tolist()] if self.fresh
-              else [scene_generator(self.seed, self.count + i) for i in numbers])
+        gs = _chances(self, numbers)
         return [scene for k in range(0, len(numbers), TOGETHER)
                 for scene in _visit(self, numbers[k:k + TOGETHER], gs[k:k + TOGETHER])]
+
+# %% ../../nbs/03_workshop/04_scene_bank.ipynb #3601149c
+def _keep_spectra(bank: SceneBank) -> None:
+    "The spectra of all responses, where they take less than `SPECTRA_KEPT`."
+    responses = sum(r["rirs"][..., 0].numel() for r in bank.rooms)
+    if responses * (bank.n // 2 + 1) * 8 > SPECTRA_KEPT: return
+    for r in bank.rooms: r["spectra"] = torch.fft.rfft(r["rirs"], bank.n)
+
+def _chances(bank: SceneBank, numbers: list[int]) -> list[torch.Generator]:
+    "A generator for each visit: new ones each time, or those of the scenes."
+    if not bank.fresh: return [scene_generator(bank.seed, bank.count + i) for i in numbers]
+    return [torch.Generator().manual_seed(s)
+            for s in torch.randint(2**62, (len(numbers),)).tolist()]

@@ -598,28 +598,31 @@ class SceneStore(torch.utils.data.Dataset):
         return [{name: x if name == "audio" else self._shard(i)[1][name][i % self.about["shard"]]
                  .clone() for name in self.about["arrays"]} for i, x in zip(rows, audio)]
 
-    def _shard(self, i: int):
-        "Index of the audio, and labels, of the shard of a scene."
-        shard = i // self.about["shard"]
-        if shard not in self._shards:
-            file = _shard_files(self.path, self.about, shard)["audio"]
-            if len(self._shards) >= _SHARDS_KEPT: self._shards.pop(next(iter(self._shards)))
-            self._shards[shard] = (_read_index(file, self.about["shard"]),
-                                   _read_labels(self.path, self.about, shard))
-        return self._shards[shard]
+    def _shard(self, i: int): return _opened(self, i // self.about["shard"])
 
     def __getstate__(self) -> dict: return self.__dict__ | {"_shards": {}}
 
-    def __repr__(self) -> str:
-        held = ", ".join(f"{k} {tuple(shape)}" for k, (shape, _) in self.about["arrays"].items())
-        return f"SceneStore({len(self)} scenes, {held})"
+    __repr__ = lambda self: _held(self)
 
     @classmethod
-    def write(cls, path: str | Path, spec: SceneSpec, count: int, seed: int = 0,
-              **options):  # a SceneStore
+    def write(cls, path: str | Path, spec: SceneSpec, count: int, seed: int = 0, **options):
         "Write scenes, or go on where it was interrupted; `options` as in `write_scenes`."
         write_scenes(path, spec, count, seed, **options)
         return cls(path)
+
+# %% ../../nbs/03_workshop/03_scenes.ipynb #172a4b16
+def _opened(store, shard: int):
+    "Index of the audio, and labels, of a shard."
+    if shard not in store._shards:
+        file = _shard_files(store.path, store.about, shard)["audio"]
+        if len(store._shards) >= _SHARDS_KEPT: store._shards.pop(next(iter(store._shards)))
+        store._shards[shard] = (_read_index(file, store.about["shard"]),
+                                _read_labels(store.path, store.about, shard))
+    return store._shards[shard]
+
+def _held(store) -> str:
+    held = ", ".join(f"{k} {tuple(shape)}" for k, (shape, _) in store.about["arrays"].items())
+    return f"SceneStore({len(store)} scenes, {held})"
 
 # %% ../../nbs/03_workshop/03_scenes.ipynb #fb6864a2
 def _read_audio(store, rows: list[int]) -> Tensor:

@@ -884,6 +884,7 @@ def _prepare(model, train, valid, loss, accelerator, optimizer, lr, weight_decay
 # %% ../../nbs/03_workshop/08_training.ipynb #5ff31da6
 _loader = instance(DataLoader, "a DataLoader (torch.utils.data)")
 
+# %% ../../nbs/03_workshop/08_training.ipynb #1db5d249
 @door(model=instance(nn.Module, "a net (torch.nn.Module)"), train=_loader, valid=_loader,
       loss=instance(callable, "a function"), epochs=count(), lr=number(above=0),
       weight_decay=number(least=0), mode=choice("min", "max"),
