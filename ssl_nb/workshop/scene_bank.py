@@ -177,12 +177,9 @@ class SceneBank(torch.utils.data.Dataset):
         self.spec, self.count, self.seed, self.per_room = spec, count, seed, per_room
         self.kind, self.fresh = kind, fresh
         self.tracks = _Tracks(speech(spec.speech, "digit" if kind == "digit" else None, spec.fs))
-        starts = tqdm(range(0, count, per_room), "rooms", disable=not progress)
-        self.rooms = [_furnish(spec, k, min(per_room, count - first), seed)
-                      for k, first in enumerate(starts)]
+        self.rooms = _rooms(self, progress)
         self.taps = max(r["rirs"].shape[-1] for r in self.rooms)
-        # of all responses
-        self.nbytes = sum(r["rirs"].numel() * r["rirs"].element_size() for r in self.rooms)
+        self.nbytes = sum(r["rirs"].numel() * 4 for r in self.rooms)  # of all responses
         self.n = scipy.fft.next_fast_len(self.taps + round(spec.seconds * spec.fs), real=True)
         _keep_spectra(self)
 
@@ -203,6 +200,11 @@ class SceneBank(torch.utils.data.Dataset):
                 for scene in _visit(self, numbers[k:k + TOGETHER], gs[k:k + TOGETHER])]
 
 # %% ../../nbs/03_workshop/04_scene_bank.ipynb #3601149c
+def _rooms(bank: SceneBank, progress: bool) -> list[dict]:
+    starts = tqdm(range(0, bank.count, bank.per_room), "rooms", disable=not progress)
+    return [_furnish(bank.spec, k, min(bank.per_room, bank.count - first), bank.seed)
+            for k, first in enumerate(starts)]
+
 def _keep_spectra(bank: SceneBank) -> None:
     "The spectra of all responses, where they take less than `SPECTRA_KEPT`."
     responses = sum(r["rirs"][..., 0].numel() for r in bank.rooms)
