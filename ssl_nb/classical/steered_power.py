@@ -578,6 +578,8 @@ def locate(steered: SteeredPower,
            ) -> Located:
     """Highest peaks of the map of every frame, searched from the grid down to `resolution`. Raises
     `ValueError` for bad arguments."""
+    if not isinstance(steered, SteeredPower):
+        raise ValueError(f"steered: {type(steered).__name__}, must be a SteeredPower")
     grid, found = steered.grid, []
     length, n = (_least_length(grid, n_sources, separation),
                  min(n_sources + _CANDIDATES, len(grid.points)))
