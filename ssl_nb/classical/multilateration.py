@@ -18,7 +18,7 @@ from torch import Tensor
 from ..acoustics.geometry import SPEED_OF_SOUND, check_pairs, pair_differences
 from ..acoustics.geometry import hyperbola, max_pair_tdoas, tangent_basis, tdoas
 from ..arguments import (as_delays, as_finite, as_numbers, as_pairs, as_points, as_positions,
-                              as_speed, as_unit_vectors, choice, count, door, number)
+                              as_seed, as_speed, as_unit_vectors, choice, count, door, number)
 from .trust import Calibration
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #1f30443d
@@ -730,8 +730,14 @@ def _ellipse(center, cov, points=60):
     return center + torch.stack([angle.cos(), angle.sin()], -1) * radius @ vectors.T
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #a71aa6b7
+def _as_sides(value, name, like=None):
+    "The sides of a room, of which the first two count."
+    sides = as_numbers(value, name, unit="m", above=0)
+    if sides.ndim == 1 and len(sides) >= 2: return sides
+    raise ValueError(f"{name}: shape {tuple(sides.shape)}, must be the sides (x, y)")
+
 @door(mics=partial(as_positions, axes=(2,)), source=partial(as_points, axes=(2,)),
-      sigma=number("s", above=0, most=1e3), draws=count(1))
+      size=_as_sides, sigma=number("s", above=0, most=1e3), draws=count(1, 1000), seed=as_seed)
 def multilateration_curves(mics: Float[Tensor, "mics 2"],  # m
                            source: Float[Tensor, "2"],  # m
                            size,  # room sides (x, y), m
@@ -770,5 +776,5 @@ def direction_bound(mics: Float[Tensor, "mics 3"],  # microphone positions, m
     positive and for directions that are not unit vectors."""
     centred = mics.double() - mics.double().mean(0)
     basis = tangent_basis(directions.double())
-    bound = _inverse_or_infinite(basis.mT @ centred.T @ centred @ basis) * (c * sigma) ** 2
+    bound = _inverse_or_infinite(basis.mT @ centred.T @ centred @ basis) * (c * sigma) * (c * sigma)
     return bound.to(directions.dtype)

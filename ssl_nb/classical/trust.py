@@ -70,7 +70,7 @@ def trust_of(features: Float[Tensor, "*batch features"],  # NaN where one is not
     return torch.sigmoid(features @ weights + calibration.bias)
 
 # %% ../../nbs/02_classical/08_trust.ipynb #6bc286a3
-@door(features=as_finite, good=as_mask, ridge=number(least=0), steps=count(1))
+@door(features=as_finite, good=as_mask, ridge=number(least=0), steps=count(1, 1000))
 def fit_calibration(features: Float[Tensor, "answers features"],
                     good: Bool[Tensor, "answers"],  # was the answer right?
                     ridge: float = 1e-3,  # keeps the weights finite where features are alike
@@ -106,7 +106,7 @@ def _as_trust(value, name, like=None):
     as_numbers(value[~value.isnan()], name, like, least=0, most=1)
     return value
 
-@door(trust=_as_trust, good=as_mask, classes=count(1))
+@door(trust=_as_trust, good=as_mask, classes=count(1, 1000))
 def reliability(trust: Float[Tensor, "answers"],  # 0 to 1; NaN is left out
                 good: Bool[Tensor, "answers"],  # was the answer right?
                 classes: int = 10) -> Reliability:
