@@ -552,7 +552,7 @@ def _direction_trust(steered, audio, table, power, found):
     if not steered.grid.far_field or steered.weighting != "phat" or steered.beta != 1:
         return torch.full_like(height, torch.nan)
     dims, axes = _span(steered.mics)
-    points, searched = found.points[:, :-1], power[:, power[0] > -torch.inf]
+    points, searched = found.points[:, :-1], power[:, (power > -torch.inf).all(0)]
     band = steered.band or (0.0, steered.fs / 2)
     signs = evidence(table.unflatten(1, (len(steered.pairs), -1)), steered.fs * _STEPS,
                      steered.grid.tdoas(steered.mics, points.double(), steered.c), height,

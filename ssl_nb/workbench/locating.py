@@ -103,6 +103,11 @@ def _trust_of(estimate):
     return (torch.full_like(estimate.activity, torch.nan) if estimate.trust is None
             else estimate.trust)
 
+def _joined(found):
+    "The estimates of blocks as one."
+    return Estimate(*(torch.cat(part) for part in zip(*(e[:4] for e in found))),
+                    found[0].far_field, torch.cat([_trust_of(e) for e in found]))
+
 # %% ../../nbs/10_workbench/08_locating.ipynb #6cc4ebe2
 @door(path=as_path, room=as_room_size, sources=count(), channels=_as_channels,
       hop=number("s", least=0.001, most=86400),
@@ -138,11 +143,9 @@ def locate_file(
     for audio, start in pieces:
         health.see(audio, start, facts.samplerate)
         got = run(audio, array.positions, facts.samplerate, room=room, sources=sources, hop=hop)
-        found.append(got._replace(times=got.times + start, trust=_trust_of(got)))
+        found.append(got._replace(times=got.times + start))
     health.tell()
-    estimate = Estimate(*(torch.cat(part) for part in zip(*(e[:4] for e in found))),
-                        found[0].far_field, torch.cat([e.trust for e in found]))
-    return follow(estimate) if track else estimate
+    return follow(_joined(found)) if track else _joined(found)
 
 
 

@@ -40,7 +40,7 @@ class Estimate(NamedTuple):
 def as_estimate(value, name: str, like=None) -> Estimate:
     "An `Estimate`, for the door."
     if isinstance(value, Estimate): return value
-    raise ValueError(f"{name}: {type(value).__name__}, must be an Estimate, as a localizer gives it")
+    raise ValueError(f"{name}: {type(value).__name__}, must be an Estimate of a localizer")
 
 # %% ../../nbs/03_workshop/09_localizers.ipynb #18fe6209
 class Needs(NamedTuple):
