@@ -549,7 +549,8 @@ DIRECTION_TRUST = Calibration((0.84, 1.87, 0.51, -1.81, 2.5, 2.22, 3.58, -2.16),
 def _direction_trust(steered, audio, table, power, found):
     "Trust (some, n) of the first n of n + 1 peaks of a map."
     height = found.power[:, :-1]
-    if not steered.grid.far_field or steered.weighting != "phat" or steered.beta != 1:
+    if (not steered.grid.far_field or steered.weighting != "phat" or steered.beta != 1
+            or not len(power)):
         return torch.full_like(height, torch.nan)
     dims, axes = _span(steered.mics)
     points, searched = found.points[:, :-1], power[:, (power > -torch.inf).all(0)]

@@ -237,7 +237,9 @@ def method_table() -> pd.DataFrame:
     for name in localizers():
         needs = localizer(name).needs
         rows.append({"method": name, "finds": needs.finds, "microphones": f"at least {needs.mics}",
-                     "talkers": f"up to {needs.sources}", "room": needs.room,
+                     "talkers": f"up to {needs.sources}" + (
+                         f", {needs.positions} with a room" if needs.finds == "either" else ""),
+                     "room": needs.room,
                      "rate": "any" if needs.rate is None else f"{needs.rate} Hz",
                      "array": needs.array})
     return pd.DataFrame(rows)
