@@ -73,6 +73,24 @@ def test_bounds_hold_for_cells_of_any_size_and_place():
         assert (bound / highest).median() < (9, 5, 3)[(0.3, 0.05, 0.01).index(side)]
 
 
+@pytest.mark.parametrize("side", [0.2, 0.05, 0.0125])
+def test_the_bound_of_one_pair_sees_a_spike_anywhere_in_its_cell(side):
+    "One pair and one narrow spike a cell, read by a corner or a point inside: nothing is hidden."
+    g, rate, cells = generator(round(1e4 * side)), 4 * FS, 400
+    mics = torch.tensor([[0.3, 0.4, 0.9], [1.9, 1.4, 0.8]])
+    centres = 0.1 + torch.rand(cells, 3, generator=g) * (torch.tensor(SIZE) - 0.2)
+    centres[:50] = mics[0] + side * torch.randn(50, 3, generator=g)  # where directions turn fast
+    where = torch.rand(cells, 3, generator=g) - 0.5
+    where[::2] = torch.where(where[::2] > 0, 0.5, -0.5)  # corners
+    delays = tdoas(mics, centres + side * where)
+    half = int(float((mics[0] - mics[1]).norm()) / 343 * rate) + 8
+    lags = torch.arange(2 * half + 1) - half
+    gcc = (1 - (lags - (delays * rate)[:, :, None]).abs()).clamp(min=0)
+    maps = global_search._maps(gcc, mics, rate / 343, side * 3 ** 0.5 / 2)
+    bound, _ = cell_bounds(maps, centres, torch.arange(cells), side * 3 ** 0.5 / 2)
+    assert (bound >= gcc.amax((-2, -1)) - 1e-6).all()
+
+
 def test_running_maxima_are_those_of_scipy():
     from scipy.ndimage import maximum_filter1d
     x = torch.randn(2, 3, 50, generator=generator(0))

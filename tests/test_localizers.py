@@ -234,6 +234,15 @@ def test_a_track_bridges_gaps_and_refuses_outliers(far, seed):
     assert short[30:34].isnan().all() and not short[34:].isnan().any()
 
 
+@pytest.mark.parametrize("far", [True, False])
+def test_a_track_that_began_at_an_outlier_is_dropped(far):
+    estimate, truth = walk(far)
+    estimate.points[0, 0] = torch.tensor([0.0, 0.6, -0.8])
+    found = follow(estimate, bridge=0.5).points[:, 0]
+    assert found[0].isnan().all()
+    assert (found[1:] - truth[1:]).norm(dim=-1).max() < 0.2
+
+
 def test_tracks_that_cannot_be():
     estimate, _ = walk(False)
     none = follow(estimate._replace(points=estimate.points * torch.nan))

@@ -285,9 +285,8 @@ def _loss(error, weights, scale):
 # %% ../../nbs/02_classical/02_multilateration.ipynb #bd607537
 def _costs(case, positions):
     "The loss of every case at positions (cases, starts, dim)."
-    mics = case.mics if case.mics.ndim == 2 else case.mics.unsqueeze(1)
     weights = case.weights if case.weights.ndim == 1 else case.weights.unsqueeze(1)
-    far = torch.linalg.vector_norm(positions.unsqueeze(-2) - mics.unsqueeze(-3), dim=-1)
+    far = torch.linalg.vector_norm(positions.unsqueeze(-2) - case.mics.unsqueeze(-3), dim=-1)
     return _loss(case.delays.unsqueeze(1) - far @ case.d.T, weights, case.scale)
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #bdc52dc4

@@ -20,7 +20,7 @@ from .multilateration import multilaterate
 from .steered_power import Grid, SteeredPower, locate, music
 from .steered_power import sphere_grid
 from .tracking import gated_track
-from ..workshop.localizers import Estimate, Needs, check_call, cut
+from ..workshop.localizers import Estimate, Needs, as_estimate, check_call, cut
 from ..workshop.localizers import spans, speech_activity
 
 # %% ../../nbs/02_classical/06_over_time.ipynb #14de0651
@@ -201,8 +201,8 @@ def _one_track(points, interval, sigma, acceleration, most):
     return rows, last + 1, refused <= accepted
 
 # %% ../../nbs/02_classical/06_over_time.ipynb #2394602d
-@door(bridge=number("s", least=0), least_trust=number(least=0, most=1), sigma=number(above=0),
-      acceleration=number(above=0))
+@door(estimate=as_estimate, bridge=number("s", least=0), least_trust=number(least=0, most=1),
+      sigma=number(above=0), acceleration=number(above=0))
 def follow(estimate: Estimate,  # of one talker
            bridge: float = 0.5,  # gaps up to so long are filled, s
            least_trust: float = 0.5,  # answers with less are left out; those without any stay

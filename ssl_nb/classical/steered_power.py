@@ -549,10 +549,11 @@ DIRECTION_TRUST = Calibration((0.84, 1.87, 0.51, -1.81, 2.5, 2.22, 3.58, -2.16),
 def _direction_trust(steered, audio, table, power, found):
     "Trust (some, n) of the first n of n + 1 peaks of a map."
     height = found.power[:, :-1]
-    if not steered.grid.far_field or steered.weighting != "phat" or steered.beta != 1:
+    if (not steered.grid.far_field or steered.weighting != "phat" or steered.beta != 1
+            or not len(power)):
         return torch.full_like(height, torch.nan)
     dims, axes = _span(steered.mics)
-    points, searched = found.points[:, :-1], power[:, power[0] > -torch.inf]
+    points, searched = found.points[:, :-1], power[:, (power > -torch.inf).all(0)]
     band = steered.band or (0.0, steered.fs / 2)
     signs = evidence(table.unflatten(1, (len(steered.pairs), -1)), steered.fs * _STEPS,
                      steered.grid.tdoas(steered.mics, points.double(), steered.c), height,
@@ -578,6 +579,8 @@ def locate(steered: SteeredPower,
            ) -> Located:
     """Highest peaks of the map of every frame, searched from the grid down to `resolution`. Raises
     `ValueError` for bad arguments."""
+    if not isinstance(steered, SteeredPower):
+        raise ValueError(f"steered: {type(steered).__name__}, must be a SteeredPower")
     grid, found = steered.grid, []
     length, n = (_least_length(grid, n_sources, separation),
                  min(n_sources + _CANDIDATES, len(grid.points)))

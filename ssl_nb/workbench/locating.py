@@ -17,8 +17,8 @@ import torch
 from ..acoustics.geometry import to_angles
 from ..arguments import as_path, as_room_size, count, door, number
 from ..classical.over_time import follow
-from ..workshop.localizers import HOP, Array, Estimate, frame_length, localizer, localizers
-from ..workshop.localizers import read_array
+from ..workshop.localizers import HOP, Array, Estimate, as_estimate, frame_length, localizer
+from ..workshop.localizers import localizers, read_array
 
 # %% ../../nbs/10_workbench/08_locating.ipynb #a5825783
 BLOCK = 60.0  # of a file at a time, s
@@ -29,8 +29,8 @@ def _channels(path, array: Array, chosen):
     try: facts = soundfile.info(path)
     except soundfile.LibsndfileError as e:
         raise ValueError(f"path={str(path)!r}: cannot be read as audio: {e.error_string}") from e
-    wanted = list(range(1, facts.channels + 1)) if chosen is None else list(chosen)
-    bad = [c for c in wanted if not 1 <= c <= facts.channels or c != int(c)]
+    wanted = list(range(1, facts.channels + 1)) if chosen is None else chosen
+    bad = [c for c in wanted if c > facts.channels]
     if bad: raise ValueError(f"channels={bad[0]}: {path.name} has channels 1 to {facts.channels}")
     if len(set(wanted)) < len(wanted): raise ValueError(f"channels={wanted}: one is named twice")
     if len(wanted) != len(array.positions):
@@ -44,7 +44,7 @@ def _channels(path, array: Array, chosen):
         warnings.warn(f"path={str(path)!r}: {facts.samplerate} Hz, the array {array.name!r} "
                       f"usually delivers {array.rate:g} Hz; times and delays follow the file",
                       stacklevel=4)
-    return [int(c) - 1 for c in wanted], facts
+    return [c - 1 for c in wanted], facts
 
 def _blocks(path, columns, block, overlap):
     "Pieces (mics, time) of a file and where they begin, s."
@@ -90,14 +90,27 @@ class _Health:
             words += [f"{self.full / self.samples:.1%} of the samples are at full scale (clipped)"]
         for word in words: warnings.warn(f"path={str(self.path)!r}: {word}", stacklevel=5)
 
+# %% ../../nbs/10_workbench/08_locating.ipynb #a253f342
+def _as_channels(value, name, like=None):
+    "Whole numbers, as a list."
+    if isinstance(value, (list, tuple)) or hasattr(value, "tolist"):
+        return [count(1)(v, name) for v in list(value)]
+    raise ValueError(f"{name}={value!r}: must be channel numbers from 1, such as [1, 2, 3, 4]")
+
 # %% ../../nbs/10_workbench/08_locating.ipynb #85f73999
 def _trust_of(estimate):
     "The trust of an estimate; NaN where the method says nothing."
     return (torch.full_like(estimate.activity, torch.nan) if estimate.trust is None
             else estimate.trust)
 
+def _joined(found):
+    "The estimates of blocks as one."
+    return Estimate(*(torch.cat(part) for part in zip(*(e[:4] for e in found))),
+                    found[0].far_field, torch.cat([_trust_of(e) for e in found]))
+
 # %% ../../nbs/10_workbench/08_locating.ipynb #6cc4ebe2
-@door(path=as_path, room=as_room_size, sources=count(), hop=number("s", least=0.001),
+@door(path=as_path, room=as_room_size, sources=count(), channels=_as_channels,
+      hop=number("s", least=0.001, most=86400),
       block=number("s", above=0))
 def locate_file(
         path: str | Path,  # a sound file with one channel per microphone
@@ -130,15 +143,14 @@ def locate_file(
     for audio, start in pieces:
         health.see(audio, start, facts.samplerate)
         got = run(audio, array.positions, facts.samplerate, room=room, sources=sources, hop=hop)
-        found.append(got._replace(times=got.times + start, trust=_trust_of(got)))
+        found.append(got._replace(times=got.times + start))
     health.tell()
-    estimate = Estimate(*(torch.cat(part) for part in zip(*(e[:4] for e in found))),
-                        found[0].far_field, torch.cat([e.trust for e in found]))
-    return follow(estimate) if track else estimate
+    return follow(_joined(found)) if track else _joined(found)
 
 
 
 # %% ../../nbs/10_workbench/08_locating.ipynb #4ef59fbc
+@door(estimate=as_estimate)
 def estimate_table(estimate: Estimate) -> pd.DataFrame:
     """One row per frame and talker: time, azimuth and elevation or x, y and z, spread, activity,
     trust."""
@@ -156,6 +168,7 @@ def estimate_table(estimate: Estimate) -> pd.DataFrame:
     table = pd.DataFrame({name: values.double().numpy() for name, values in columns.items()})
     return table.round(3).astype({"talker": int})
 
+@door(least_trust=number(least=0, most=1))
 def stated(table: pd.DataFrame,  # from `estimate_table`
            least_trust: float = 0.5) -> pd.DataFrame:
     "The rows that hold an answer whose trust, where there is one, is at least so much."
@@ -224,7 +237,9 @@ def method_table() -> pd.DataFrame:
     for name in localizers():
         needs = localizer(name).needs
         rows.append({"method": name, "finds": needs.finds, "microphones": f"at least {needs.mics}",
-                     "talkers": f"up to {needs.sources}", "room": needs.room,
+                     "talkers": f"up to {needs.sources}" + (
+                         f", {needs.positions} with a room" if needs.finds == "either" else ""),
+                     "room": needs.room,
                      "rate": "any" if needs.rate is None else f"{needs.rate} Hz",
                      "array": needs.array})
     return pd.DataFrame(rows)
