@@ -49,7 +49,7 @@ def line_arrays(side: float = 6.0,  # of the square room, m
 
 # %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #024e5495
 @door(split=as_path)
-def l1(split: str = "train",  # train, valid or test, or a folder of speech
+def l1(split: str | Path = "train",  # train, valid or test, or a folder of speech
        **changes) -> SceneSpec:  # other fields of the specification
     """The set L-1 (paper, section 3.1): an anechoic room without noise, two lines of four
     microphones, 160 ms. Room and spacing are ours."""
@@ -64,7 +64,7 @@ def l1(split: str = "train",  # train, valid or test, or a folder of speech
 @door(split=as_path)
 def ad1(
         # train, valid or test, or a folder of speech, which counts as training for the noise
-        split: str = "train",
+        split: str | Path = "train",
         **changes) -> SceneSpec:  # other fields of the specification
     """The set Ad-1 (paper, section 3.1): 30 scattered microphones in rooms of all sizes. White
     noise instead of recorded noise, and places anywhere, are ours."""
@@ -76,7 +76,7 @@ def ad1(
     return dataclasses.replace(spec, **changes)
 
 # %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #b8318053
-def ad2(split: str = "train", **changes) -> SceneSpec:
+def ad2(split: str | Path = "train", **changes) -> SceneSpec:
     "The set Ad-2: Ad-1 with two talkers."
     return ad1(split, **{"n_sources": 2, **changes})
 

@@ -160,6 +160,7 @@ def _visit(bank, indices: list[int], gs: list[torch.Generator]) -> list[dict[str
 SPECTRA_KEPT = 2**30  # bytes
 TOGETHER = 8  # scenes
 
+# %% ../../nbs/03_workshop/04_scene_bank.ipynb #3d97a9d9
 class SceneBank(torch.utils.data.Dataset):
     """Scenes that keep their rooms and places and get new words and noise at every visit, equation
     (1). `bank[n]` is a dictionary: `audio` (mics, time), `images` (sources, time), `mics` (mics,
