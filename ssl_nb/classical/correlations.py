@@ -100,7 +100,7 @@ def block_width(n: int, max_lag: int) -> int:  # bins
     return max(1, min(_WIDEST, int(_TURNS * n / max_lag)))
 
 def _terms(wave, within, lags, max_lag, count):
-    "Functions of (4): `count` of the place in a block, (width, count), and of the lag."
+    "The `count` best functions of the place in a block, (width, count), and those of the lag."
     # an even or odd wave of so few turns is spanned by its values at a few lags
     some = torch.linspace(0, max_lag, 4 * count, dtype=torch.float64)
     basis = torch.linalg.svd(wave(within[:, None] * some), full_matrices=False)[0][:, :count]
@@ -111,7 +111,7 @@ def _terms(wave, within, lags, max_lag, count):
 def block_matrices(n: int, first: int, blocks: int,  # samples; the first bin; blocks of bins
                    max_lag: int, interpolation: int, dtype: torch.dtype,
                    device: torch.device) -> tuple[Tensor, Tensor]:
-    "What takes a block to its sums, (2 width, sums), and all sums to the lags, for (3) and (4)."
+    "What takes a block to its sums, (2 width, sums), and all sums to the lags, for (3)."
     with torch.inference_mode(False):  # made in evaluation, they must still serve in training
         width, count = block_width(n, max_lag), 4 if dtype == torch.float32 else 8
         steps = torch.arange(-max_lag * interpolation, max_lag * interpolation + 1)

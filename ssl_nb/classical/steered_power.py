@@ -314,14 +314,14 @@ def _pseudo_spectra(U, tau, first, step, normalize):
     votes = ~U.isnan().flatten(2).any(-1)  # (recordings, bins)
     U = torch.nan_to_num(U).permute(1, 0, 3, 2).reshape(bins, some * sources, mics)
     # Re(U^H a) and Im(U^H a) as real products with the cosines and sines of a
-    re, im = U.real, U.imag
-    U = torch.cat([torch.cat([re, -im], -1), torch.cat([im, re], -1)], 1)
+    re, im = U.real.unflatten(1, (some, sources)), U.imag.unflatten(1, (some, sources))
+    U = torch.stack([torch.cat([re, -im], -1), torch.cat([im, re], -1)], 2).flatten(1, 3)
     a, turn = (_phasors(2 * math.pi * f * tau) for f in (first, step))
     spare, total = torch.empty_like(a), tau.new_zeros(some, tau.shape[1])
     inside = tau.new_empty(2 * some * sources, tau.shape[1])
     for k in range(bins):  # bin after bin: all at once would fill memory
         torch.mm(U[k], a, out=inside)
-        outside = mics - inside.square_().view(2, some, sources, -1).sum((0, 2))
+        outside = mics - inside.square_().view(some, 2 * sources, -1).sum(1)
         power = outside.clamp_(min=1e-12 * mics).reciprocal_()
         if normalize: power /= power.amax(-1, keepdim=True)
         total += power * votes[:, k, None]
