@@ -313,14 +313,36 @@ def _filled(rows, count, like):
         filled[k] = row
     return filled
 
+_BINS = 2**20  # of a long spectrum at a time
+
+def _long_spectrum(plan, channel):
+    "What `plan.spectra` gives for one long channel, without as many copies of it."
+    if (plan.weighting, plan.beta) != ("phat", 1) or channel.requires_grad:
+        return plan.spectra(channel)
+    peak = float(max(channel.amax(), -channel.amin())) or 1.0
+    spectrum = torch.fft.rfft(channel / peak, plan.n)[plan.first:plan.first + plan.count]
+    powers = lambda: ((s, (s * s.conj()).real) for s in spectrum.split(_BINS))
+    smallest = torch.finfo(channel.dtype).tiny
+    loudest, energy = max(float(power.amax()) for _, power in powers()), 0.0
+    floor = max(loudest * (1e-12 if channel.dtype == torch.float32 else 1e-28), smallest)
+    last = plan.first + plan.count - 1
+    for part, power in powers():
+        scale = power.clamp(min=floor).rsqrt()
+        energy += 2 * float((power * scale.square()).sum())
+        part *= scale
+    for edge, there in ((0, plan.first == 0), (-1, 2 * last == plan.n)):
+        if there: energy -= float(spectrum[edge].abs().square())
+    spectrum *= (energy or 1.0) ** -0.5
+    return mirrored(spectrum, plan.n, plan.first, plan.width) if plan.by_blocks else spectrum
+
 def _long(plan, frame):
     "Correlations (pairs, lags) of one long frame (mics, time)."
     size = 2 * frame.element_size() * frame.shape[0] * plan.count
     if plan.by_blocks or size <= _KEPT:
-        white = _filled(map(plan.spectra, frame), len(frame), frame)
+        white = _filled((_long_spectrum(plan, x) for x in frame), len(frame), frame)
         if plan.by_blocks: return _long_by_blocks(plan, white[None])
     else: white = None
-    channel = lambda k: (plan.spectra(frame[k]) if white is None else white[k])[None, None]
+    channel = lambda k: (_long_spectrum(plan, frame[k]) if white is None else white[k])[None, None]
     def rows():
         for i, j, n in plan.runs:
             left = channel(i)

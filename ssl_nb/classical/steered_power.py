@@ -276,7 +276,8 @@ _SAMPLES = 2**21  # of short frames at a time
 def covariances(audio: Float[Tensor, "*batch mics time"],
                 length: int,  # of the short frames, samples, even
                 bins: slice) -> Tensor:  # (*batch, bins, mics, mics), complex
-    "Mean of (5) over the short frames, the first and the last half filled up with zeros."
+    """Mean of (5) over the short frames, in double precision; the first and the last are half filled
+    up with zeros."""
     hop, total = length // 2, 0
     frames = 1 + audio.shape[-1] // hop
     at_once = max(1, _SAMPLES // (length * audio[..., 0].numel()))
@@ -285,7 +286,7 @@ def covariances(audio: Float[Tensor, "*batch mics time"],
         start, stop = (first - 1) * hop, (min(first + at_once, frames)) * hop
         some = torch.nn.functional.pad(audio[..., max(start, 0):stop],
                                        (max(-start, 0), max(stop - audio.shape[-1], 0)))
-        X = _short_frames(some, length)[..., bins].movedim(-1, -3)
+        X = _short_frames(some.double(), length)[..., bins].movedim(-1, -3)
         total = total + X @ X.mH
     return total / frames
 
@@ -374,7 +375,7 @@ def music(audio: Float[Tensor, "*batch mics time"],
     recordings, points = audio.detach().reshape(-1, *audio.shape[-2:]), grid.points.to(audio.device)
     tau = _arrivals(grid, mics.to(audio.device).double(), points.double(), c).T.contiguous()
     power = torch.cat([audio.new_zeros(0, len(points))] + [  # for a batch of none
-        _pseudo_spectra(_subspaces(some.double(), length, bins, n_sources), tau, bins.start * step,
+        _pseudo_spectra(_subspaces(some, length, bins, n_sources), tau, bins.start * step,
                         step, normalize).to(audio)
         for some in recordings.split(max(1, _VALUES // (len(points) * n_sources)))])
     power = power.reshape(*audio.shape[:-2], len(points))
