@@ -171,7 +171,8 @@ class _Plan:
                  device):
         self.n = transform_length(time, max_lag)
         self.first, last = band_bins(band, self.n, fs)
-        self.count, self.runs, self.pairs = last - self.first, pair_runs(pairs), len(pairs)
+        self.count, self.pairs = last - self.first, len(pairs)
+        self.runs = pair_runs(list(map(list, pairs)))
         self.max_lag, self.interpolation = max_lag, interpolation
         self.weighting, self.beta, self.dtype, self.device = weighting, beta, dtype, device
         self.energy = 2 * self.count - (self.first == 0) - (2 * (last - 1) == self.n)
