@@ -61,7 +61,7 @@ def test_kept_matrices_are_bounded():
     # the largest matrices that a call of `correlate` keeps, in bytes
     worst = 8 * correlations._MATRIX * block_matrices.cache_info().maxsize
     assert worst <= 64 * 2**20
-    for n, lag in ((4320, 32), (10_000, 100), (9_600_040, 400)):
+    for n, lag in ((4320, 32), (15_000, 100), (9_600_040, 400)):
         width = block_width(n, lag)
         assert takes_blocks(n, lag) and 2 * width * lag <= n and width <= correlations._WIDEST
 

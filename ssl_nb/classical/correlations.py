@@ -149,7 +149,7 @@ def lags_by_blocks(cross: Tensor,  # complex, (frames, pairs, blocks * width)
 def takes_blocks(n: int, max_lag: int) -> bool:
     "Is equation (3) by blocks the faster way?"
     # many bins in few wide blocks: then the blocks stop growing, and the lags alone decide
-    return max_lag**2 < 1.25 * n if _TURNS * n < _WIDEST * max_lag else max_lag < 4 * _WIDEST
+    return max_lag**2 < 0.8 * n if _TURNS * n < _WIDEST * max_lag else max_lag < 4 * _WIDEST
 
 # %% ../../nbs/02_classical/05_correlations.ipynb #e94994be
 def band_bins(band: tuple[float, float] | None,  # lowest and highest frequency, Hz; all if None
@@ -188,23 +188,24 @@ class _Plan:
         return make(self.n, self.first + block * self.width, blocks or self.blocks, self.max_lag,
                     self.interpolation, self.dtype, self.device)
 
-    def spectra(self, audio):
-        "Whitened spectra of audio (..., time), scaled so that no square overflows."
-        peak = audio.abs().amax(-1, keepdim=True)
-        spectrum = torch.fft.rfft(audio / peak.where(peak > 0, torch.ones_like(peak)), self.n)
-        inside = slice(self.first, self.first + self.count)
-        white = whiten(spectrum[..., inside], bin_weights(self.n, audio)[inside], self.weighting,
-                       self.beta)
-        return mirrored(white, self.n, self.first, self.width) if self.by_blocks else white
-
-    def lags(self, cross):
-        "Correlations from cross-spectra (frames, pairs, bins)."
-        if self.by_blocks: return lags_by_blocks(cross, *self.matrices())
-        outside = self.first, self.n // 2 + 1 - self.first - self.count
-        if any(outside): cross = torch.nn.functional.pad(cross, outside)
-        return lags_by_transform(cross, self.n, self.max_lag, self.interpolation)
-
 _plan = lru_cache(maxsize=16)(_Plan)
+
+# %% ../../nbs/02_classical/05_correlations.ipynb #c088963d
+def _spectra(plan, audio):
+    "Whitened spectra of audio (..., time), scaled so that no square overflows."
+    peak = audio.abs().amax(-1, keepdim=True)
+    spectrum = torch.fft.rfft(audio / peak.where(peak > 0, torch.ones_like(peak)), plan.n)
+    inside = slice(plan.first, plan.first + plan.count)
+    white = whiten(spectrum[..., inside], bin_weights(plan.n, audio)[inside], plan.weighting,
+                   plan.beta)
+    return mirrored(white, plan.n, plan.first, plan.width) if plan.by_blocks else white
+
+def _lags(plan, cross):
+    "Correlations from cross-spectra (frames, pairs, bins)."
+    if plan.by_blocks: return lags_by_blocks(cross, *plan.matrices())
+    outside = plan.first, plan.n // 2 + 1 - plan.first - plan.count
+    if any(outside): cross = torch.nn.functional.pad(cross, outside)
+    return lags_by_transform(cross, plan.n, plan.max_lag, plan.interpolation)
 
 # %% ../../nbs/02_classical/05_correlations.ipynb #0463e4c1
 class _Places:
@@ -270,10 +271,10 @@ def _correlate_in_place(plan, places, frames, to):
     if plan.weighting == "phat" and plan.beta == 1 and _whitened_in_place(plan, places, frames):
         energy = float(plan.energy)
         if plan.by_blocks: mirrored(places.white[..., :plan.count], plan.n, plan.first, 1)
-    else: places.white[...] = plan.spectra(frames)
+    else: places.white[...] = _spectra(plan, frames)
     torch.conj_physical(places.white, out=places.partner)
     cross = cross_spectra(places.white, places.partner, plan.runs, places.cross)
-    if not plan.by_blocks: return torch.mul(plan.lags(cross), 1 / energy, out=to)
+    if not plan.by_blocks: return torch.mul(_lags(plan, cross), 1 / energy, out=to)
     inner, outer = plan.matrices()
     torch.mm(torch.view_as_real(cross).view(-1, len(inner)), inner,
              out=places.lags.view(-1, inner.shape[1]))
@@ -286,7 +287,7 @@ _AT_ONCE = {"cpu": 2**19}
 _AT_ONCE_ELSEWHERE = 2**26
 _LONG = 16  # so many times more in one frame is a long recording
 _MATRIX = 2**21  # numbers in the matrices of the blocks that are taken at a time, at most
-_KEPT = 2**28  # bytes of spectra that are kept, at most, where pair goes after pair
+_KEPT = 2**28  # bytes of spectra that are kept, at most
 
 def _limit(audio): return _AT_ONCE.get(audio.device.type, _AT_ONCE_ELSEWHERE)
 
@@ -294,18 +295,6 @@ def _is_long(plan, audio):
     return (plan.pairs * plan.count > _LONG * _limit(audio)
             or plan.by_blocks and plan.blocks * plan.row > _MATRIX)
 
-def _long_by_blocks(plan, white):
-    "Correlations (pairs, lags) from whitened channels (1, mics, bins), some blocks at a time."
-    total = 0
-    some = max(1, min(_limit(white) // (plan.pairs * plan.width), _MATRIX // plan.row))
-    for block in range(0, plan.blocks, some):
-        part = white[..., block * plan.width:(block + some) * plan.width]
-        matrices = plan.matrices(block, part.shape[-1] // plan.width)
-        cross = cross_spectra(part, part.conj().resolve_conj(), plan.runs)
-        total = total + lags_by_blocks(cross, *matrices)[0]
-    return total
-
-# %% ../../nbs/02_classical/05_correlations.ipynb #91ff0421
 def _filled(rows, count, like):
     "The rows one below the other, without a second copy of them where no gradient is wanted."
     if like.requires_grad and torch.is_grad_enabled(): return torch.stack(list(rows))
@@ -314,44 +303,63 @@ def _filled(rows, count, like):
         filled[k] = row
     return filled
 
+# %% ../../nbs/02_classical/05_correlations.ipynb #91ff0421
 _BINS = 2**20  # of a long spectrum at a time
 
 def _long_spectrum(plan, channel):
-    "What `plan.spectra` gives for one long channel, without as many copies of it."
+    "What `_spectra` gives for one long channel, without as many copies of it."
     if (plan.weighting, plan.beta) != ("phat", 1) or channel.requires_grad:
-        return plan.spectra(channel)
+        return _spectra(plan, channel)
     peak = float(max(channel.amax(), -channel.amin())) or 1.0
     spectrum = torch.fft.rfft(channel / peak, plan.n)[plan.first:plan.first + plan.count]
     powers = lambda: ((s, (s * s.conj()).real) for s in spectrum.split(_BINS))
-    smallest = torch.finfo(channel.dtype).tiny
     loudest, energy = max(float(power.amax()) for _, power in powers()), 0.0
-    floor = max(loudest * (1e-12 if channel.dtype == torch.float32 else 1e-28), smallest)
-    last = plan.first + plan.count - 1
+    floor = max(loudest * (1e-12 if channel.dtype == torch.float32 else 1e-28),
+                torch.finfo(channel.dtype).tiny)
     for part, power in powers():
         scale = power.clamp(min=floor).rsqrt()
         energy += 2 * float((power * scale.square()).sum())
         part *= scale
+    last = plan.first + plan.count - 1
     for edge, there in ((0, plan.first == 0), (-1, 2 * last == plan.n)):
         if there: energy -= float(spectrum[edge].abs().square())
     spectrum *= (energy or 1.0) ** -0.5
     return mirrored(spectrum, plan.n, plan.first, plan.width) if plan.by_blocks else spectrum
 
-def _long(plan, frame):
-    "Correlations (pairs, lags) of one long frame (mics, time)."
-    size = 2 * frame.element_size() * frame.shape[0] * plan.count
-    if plan.by_blocks or size <= _KEPT:
-        white = _filled((_long_spectrum(plan, x) for x in frame), len(frame), frame)
-        if plan.by_blocks: return _long_by_blocks(plan, white[None])
-    else: white = None
-    channel = lambda k: (_long_spectrum(plan, frame[k]) if white is None else white[k])[None, None]
+# %% ../../nbs/02_classical/05_correlations.ipynb #588d48bc
+def _some_blocks(plan, frame, first, stop):
+    "What the blocks from `first` to before `stop` give to the correlations (pairs, lags)."
+    inside, total = slice(first * plan.width, stop * plan.width), 0
+    white = _filled((_long_spectrum(plan, x)[inside] for x in frame), len(frame), frame)[None]
+    some = max(1, min(_limit(frame) // (plan.pairs * plan.width), _MATRIX // plan.row))
+    for block in range(first, stop, some):
+        part = white.narrow(-1, (block - first) * plan.width,
+                            (min(block + some, stop) - block) * plan.width)
+        matrices = plan.matrices(block, part.shape[-1] // plan.width)
+        cross = cross_spectra(part, part.conj().resolve_conj(), plan.runs)
+        total = total + lags_by_blocks(cross, *matrices)[0]
+    return total
+
+def _pair_after_pair(plan, frame, keep):
+    "Correlations (pairs, lags) by one inverse transform for each pair."
+    white = _filled((_long_spectrum(plan, x) for x in frame), len(frame), frame) if keep else None
+    channel = lambda k: (white[k] if keep else _long_spectrum(plan, frame[k]))[None, None]
     def rows():
         for i, j, n in plan.runs:
             left = channel(i)
             for k in range(j, j + n):
-                yield plan.lags(cross_spectra(left, channel(k).conj(), [[0, 0, 1]]))[0, 0]
+                yield _lags(plan, cross_spectra(left, channel(k).conj(), [[0, 0, 1]]))[0, 0]
     return _filled(rows(), plan.pairs, frame)
 
-# %% ../../nbs/02_classical/05_correlations.ipynb #588d48bc
+def _long(plan, frame):
+    "Correlations (pairs, lags) of one long frame (mics, time)."
+    parts = math.ceil(2 * frame.element_size() * len(frame) * plan.count / _KEPT)
+    if not plan.by_blocks: return _pair_after_pair(plan, frame, parts == 1)
+    step = math.ceil(plan.blocks / parts)  # all spectra anew for every part, to keep fewer
+    return sum(_some_blocks(plan, frame, first, min(first + step, plan.blocks))
+               for first in range(0, plan.blocks, step))
+
+# %% ../../nbs/02_classical/05_correlations.ipynb #35ac0ea2
 def correlate(audio: Float[Tensor, "frames mics time"],
               pairs: Int[Tensor, "pairs 2"],
               max_lag: int,  # largest lag wanted, samples
@@ -367,8 +375,8 @@ def correlate(audio: Float[Tensor, "frames mics time"],
         return _filled((_long(plan, frame) for frame in audio), len(audio), audio)
     at_once = min(max(1, _limit(audio) // (plan.pairs * plan.count)), len(audio))
     if audio.requires_grad and torch.is_grad_enabled():
-        white = map(plan.spectra, audio.split(at_once))
-        return torch.cat([plan.lags(cross_spectra(w, w.conj().resolve_conj(), plan.runs))
+        white = (_spectra(plan, some) for some in audio.split(at_once))
+        return torch.cat([_lags(plan, cross_spectra(w, w.conj().resolve_conj(), plan.runs))
                           for w in white])
     gcc = audio.new_empty(len(audio), plan.pairs, 2 * max_lag * interpolation + 1)
     places = _kept("correlate", (plan, at_once, audio.shape[1]),

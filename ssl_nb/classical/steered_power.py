@@ -276,8 +276,8 @@ _SAMPLES = 2**21  # of short frames at a time
 def covariances(audio: Float[Tensor, "*batch mics time"],
                 length: int,  # of the short frames, samples, even
                 bins: slice) -> Tensor:  # (*batch, bins, mics, mics), complex
-    """Mean of (5) over the short frames, in double precision; the first and the last are half filled
-    up with zeros."""
+    """Mean of (5) over the short frames, in double precision; the first and the last are filled up
+    with zeros."""
     hop, total = length // 2, 0
     frames = 1 + audio.shape[-1] // hop
     at_once = max(1, _SAMPLES // (length * audio[..., 0].numel()))
@@ -535,6 +535,21 @@ def _tables(steered, audio):
         yield correlate(many, steered.pairs, steered.max_lag, steered.weighting, steered.beta,
                         _STEPS, steered.band, steered.fs).flatten(1)
 
+# %% ../../nbs/02_classical/03_steered_power.ipynb #ed2f8d99
+def _taps_of(steered):
+    "Rows to read for every point, and their weights, (some points, pairs * taps), in pieces."
+    for some in steered.points.split(max(1, _PIECE // (len(steered.pairs) * _TAPS))):
+        index, weight = _lag_taps(steered, some)
+        yield index.flatten(-2).int(), weight.flatten(-2).float()
+
+def _lines_of(steered, ticks):
+    "Places in the flattened fine tables and fractions, both (pairs * points)."
+    size = (2 * steered.max_lag * _STEPS + 1 - _TAPS + 1) * _RATIO  # of a pair's fine table
+    start = _fine_start(steered.max_lag)
+    each = [_places_of(ticks, i, j, steered.finer, k * size + start)
+            for k, (i, j) in enumerate(steered.pairs.tolist())]
+    return tuple(map(torch.cat, zip(*each)))
+
 # %% ../../nbs/02_classical/03_steered_power.ipynb #c679880f
 class SteeredPower(torch.nn.Module):
     """SRP-PHAT, equation (1): audio (*batch, mics, time) in, power (*batch, points) out, at most
@@ -555,28 +570,20 @@ class SteeredPower(torch.nn.Module):
         pairs, points = mic_pairs(len(mics)).to(mics.device), grid.points.to(mics.device)
         # samples; the taps need some beyond the delays
         self.max_lag = math.ceil(float(max_tdoa(mics.double(), c)) * fs + _TAPS / 2 / _STEPS)
-        keep = partial(self.register_buffer, persistent=False)
-        for name, value in {"mics": mics.double(), "pairs": pairs, "points": points}.items():
-            keep(name, value)
+        self._keep(mics=mics.double(), pairs=pairs, points=points)
         ticks, self.finer = _ticks(self, points)
         stored = len(points) * len(pairs) * _TAPS <= _STORED
         index, weight = map(torch.cat, zip(*self.taps())) if stored else (None, None)
-        place, fraction = self.lines(ticks) if stored else (None, None)
-        for name, value in {"index": index, "weight": weight, "place": place, "fraction": fraction,
-                            "ticks": None if stored else ticks}.items(): keep(name, value)
+        place, fraction = _lines_of(self, ticks) if stored else (None, None)
+        self._keep(index=index, weight=weight, place=place, fraction=fraction,
+                   ticks=None if stored else ticks)
+
+    def _keep(self, **tensors):
+        for name, value in tensors.items(): self.register_buffer(name, value, persistent=False)
 
     def taps(self):
         "Rows to read for every point, and their weights, (some points, pairs * taps), in pieces."
-        for some in self.points.split(max(1, _PIECE // (len(self.pairs) * _TAPS))):
-            index, weight = _lag_taps(self, some)
-            yield index.flatten(-2).int(), weight.flatten(-2).float()
-
-    def lines(self, ticks):
-        "Places in the flattened fine tables and fractions of all pairs and points, (pairs * points)."
-        size = (2 * self.max_lag * _STEPS + 1 - _TAPS + 1) * _RATIO  # of a pair's fine table
-        each = [_places_of(ticks, i, j, self.finer, k * size + _fine_start(self.max_lag))
-                for k, (i, j) in enumerate(self.pairs.tolist())]
-        return tuple(map(torch.cat, zip(*each)))
+        return _taps_of(self)
 
     @door(audio=as_audio)
     def forward(self, audio: Float[Tensor, "*batch mics time"]) -> Float[Tensor, "*batch points"]:
