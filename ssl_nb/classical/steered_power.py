@@ -6,7 +6,7 @@ Docs: https://ssl-nb.github.io/ssl_nb/02_classical/steered_power.html.md"""
 
 # %% auto #0
 __all__ = ['DIRECTION_TRUST', 'srp_phat', 'sphere_figure', 'Grid', 'direction_grid', 'sphere_grid', 'position_grid', 'Located',
-           'find_peaks', 'music', 'srp_figure', 'SteeredPower', 'evidence', 'locate']
+           'find_peaks', 'covariances', 'music', 'srp_figure', 'SteeredPower', 'evidence', 'locate']
 
 # %% ../../nbs/02_classical/03_steered_power.ipynb #3425c0d8
 import math, warnings
@@ -21,10 +21,10 @@ from ..acoustics.geometry import SPEED_OF_SOUND, distances, far_field_tdoas, max
 from ..acoustics.geometry import mic_pairs, robot_head_array, tangent_basis, tdoas
 from ..acoustics.geometry import to_angles, to_direction
 from ..acoustics.rooms import Room, reverberate, rirs
-from ..acoustics.signals import add_noise, speech_like, stft
+from ..acoustics.signals import add_noise, speech_like
 from ..arguments import as_audio, as_finite, as_positions, as_rate, as_room_size
 from ..arguments import as_speed, as_tensor, choice, count, door, match_channels, number, span
-from .correlations import WEIGHTINGS, band_bins, correlate
+from .correlations import WEIGHTINGS, band_bins, correlate, scratch
 from .gcc_phat import gcc_phat
 from .trust import Calibration, trust_of
 
@@ -269,29 +269,95 @@ def _half(grid, mics):
     return keep, (normal, origin)
 
 # %% ../../nbs/02_classical/03_steered_power.ipynb #2c65fea1
+def _short_frames(audio, length):
+    "Spectra (*batch, mics, frames, frequencies) of short frames that overlap by half."
+    window = torch.hann_window(length, dtype=audio.dtype, device=audio.device).sqrt()
+    return torch.fft.rfft(audio.unfold(-1, length, length // 2) * window)
+
+_SAMPLES = 2**21  # of short frames at a time
+
+def covariances(audio: Float[Tensor, "*batch mics time"],
+                length: int,  # of the short frames, samples, even
+                bins: slice) -> Tensor:  # (*batch, bins, mics, mics), complex
+    """Mean of (5) over the short frames, in double precision; the first and the last are filled up
+    with zeros."""
+    hop, total = length // 2, 0
+    frames = 1 + audio.shape[-1] // hop
+    at_once = max(1, _SAMPLES // (length * audio[..., 0].numel()))
+    for first in range(0, frames, at_once):
+        # the samples of some frames; frame m is centred on sample m * hop
+        start, stop = (first - 1) * hop, (min(first + at_once, frames)) * hop
+        some = torch.nn.functional.pad(audio[..., max(start, 0):stop],
+                                       (max(-start, 0), max(stop - audio.shape[-1], 0)))
+        X = _short_frames(some.double(), length)[..., bins].movedim(-1, -3)
+        total = total + X @ X.mH
+    return total / frames
+
+# %% ../../nbs/02_classical/03_steered_power.ipynb #fa5bf967
+def _arrivals(grid, mics, points, c):
+    "When every microphone hears every point, (points, mics), s; far ones relative to the origin."
+    return -points @ mics.T / c if grid.far_field else distances(mics, points) / c
+
+def _phasors(angle):
+    "Cosine and sine of an angle, one below the other."
+    return torch.cat([angle.cos(), angle.sin()])
+
+def _advance(a, step, room):
+    "The phasors `a` turned by those of `step`, in place."
+    half = len(a) // 2
+    (c, s), (x, y), (u, v) = (t.split(half) for t in (a, step, room))
+    torch.mul(c, x, out=u).addcmul_(s, y, value=-1)
+    torch.mul(s, x, out=v).addcmul_(c, y)
+    return room, a
+
+# %% ../../nbs/02_classical/03_steered_power.ipynb #7011aca3
+def _pseudo_spectra(U, tau, first, step, normalize):
+    """Mean over the bins of (6), by (7) or (8): U (recordings, bins, mics, sources), tau (mics,
+    points), the first frequency and the step to the next, Hz; bins where U is NaN do not count."""
+    some, bins, mics, sources = U.shape
+    votes = ~U.isnan().flatten(2).any(-1)  # (recordings, bins)
+    U = torch.nan_to_num(U).permute(1, 0, 3, 2).reshape(bins, some * sources, mics)
+    # Re(U^H a) and Im(U^H a) as real products with the cosines and sines of a
+    re, im = U.real.unflatten(1, (some, sources)), U.imag.unflatten(1, (some, sources))
+    U = torch.stack([torch.cat([re, -im], -1), torch.cat([im, re], -1)], 2).flatten(1, 3)
+    a, turn = (_phasors(2 * math.pi * f * tau) for f in (first, step))
+    spare, total = torch.empty_like(a), tau.new_zeros(some, tau.shape[1])
+    inside = tau.new_empty(2 * some * sources, tau.shape[1])
+    for k in range(bins):  # bin after bin: all at once would fill memory
+        torch.mm(U[k], a, out=inside)
+        outside = mics - inside.square_().view(some, 2 * sources, -1).sum(1)
+        power = outside.clamp_(min=1e-12 * mics).reciprocal_()
+        if normalize: power /= power.amax(-1, keepdim=True)
+        total += power * votes[:, k, None]
+        a, spare = _advance(a, turn, spare)
+    return total / votes.sum(-1, keepdim=True)  # 0 / 0 where nothing was heard
+
+# %% ../../nbs/02_classical/03_steered_power.ipynb #af1f2ba5
 _as_mics = partial(as_positions, least=2, axes=(3,))
 _as_band = span("Hz", least=0, apart=True)
+_VALUES = 2**17  # of projections at a time: what a processor's cache holds
 
-# %% ../../nbs/02_classical/03_steered_power.ipynb #fe0db861
-def _pra_locator(kind, mics, grid, fs, n, c, **options):
-    """A pyroomacoustics DOA object whose grid and steering are ours, because its own arguments
-    allow neither free points nor positions."""
-    import numpy as np
-    import pyroomacoustics as pra
-    doa = getattr(pra.doa, kind)(mics.double().cpu().numpy().T, fs, n, c=c, azimuth=np.zeros(1),
-                                 colatitude=np.zeros(1), dim=3, **options)
-    doa.grid = pra.doa.GridSphere(cartesian_points=grid.points.double().cpu().numpy().T)
-    # its search needs a convex hull, which a ring of directions does not have
-    doa.grid.find_peaks = lambda k: np.arange(k)
-    mics, points = mics.double().cpu(), grid.points.double().cpu()
-    arrival = -points @ mics.T / c if grid.far_field else distances(mics, points) / c
-    doa.mode_vec = pra.doa.doa.ModeVector(doa.L, fs, n, c, doa.grid)
-    doa.mode_vec.tau = -arrival.T[None].numpy()  # how much *earlier* a microphone hears the point
-    return doa
+def _subspaces(audio, length, bins, n_sources):
+    "The talkers' eigenvectors (recordings, bins, mics, sources); NaN in bins without sound."
+    R = covariances(audio, length, bins)
+    level = R.diagonal(dim1=-2, dim2=-1).real.sum(-1)
+    R = R / level.where(level > 0, torch.ones_like(level))[..., None, None]
+    U = torch.linalg.eigh(R)[1][..., -n_sources:]
+    return U.masked_fill((level == 0)[..., None, None], complex(math.nan, math.nan))
 
-# %% ../../nbs/02_classical/03_steered_power.ipynb #f485c717
+def _check_music(audio, mics, n_sources, length):
+    if not n_sources < len(mics):
+        raise ValueError(f"n_sources={n_sources}: must be below the number of microphones, "
+                         f"{len(mics)}")
+    match_channels(audio, mics)
+    if length % 2: raise ValueError(f"length={length} samples: must be even")
+    if audio.shape[-1] < length * len(mics) / 2:
+        raise ValueError(f"audio: {audio.shape[-1]} samples, needs {length * len(mics) // 2}: as "
+                         f"many frames as microphones")
+
+# %% ../../nbs/02_classical/03_steered_power.ipynb #eeadfe77
 @door(audio=as_audio, mics=_as_mics, fs=as_rate, n_sources=count(1), band=_as_band, length=count(2),
-      separation=number(above=0), c=as_speed)
+      separation=number(above=0), c=as_speed, normalize=choice(True, False))
 def music(audio: Float[Tensor, "*batch mics time"],
           mics: Float[Tensor, "mics 3"],  # m
           fs: float,  # Hz
@@ -301,31 +367,25 @@ def music(audio: Float[Tensor, "*batch mics time"],
           length: int = 512,  # of the short frames, an even number of samples; they overlap by half
           # least distance of two sources, rad or m; three grid steps if None
           separation: float | None = None,
-          c: float = SPEED_OF_SOUND
-          ) -> tuple[Float[Tensor, "*batch points"], Located]:  # at most 1, and its peaks
-    """MUSIC, equation (5), by pyroomacoustics: one map for every recording, on the CPU; silence is
-    0. Raises `ValueError` for bad arguments."""
+          c: float = SPEED_OF_SOUND,
+          normalize: bool = True,  # every bin has the same vote, (7); (8) if False
+          ) -> tuple[Float[Tensor, "*batch points"], Located]:  # the map, and its peaks
+    """MUSIC, Schmidt (1986), equations (5) to (8): one map for every recording, without a gradient.
+    NaN where nothing is heard in the band. Raises `ValueError` for bad arguments."""
     _least_length(grid, n_sources, separation)
-    if not n_sources < len(mics):
-        raise ValueError(f"n_sources={n_sources}: must be below the number of microphones, "
-                         f"{len(mics)}")
-    match_channels(audio, mics)
-    if length % 2: raise ValueError(f"length={length} samples: must be even")
-    if audio.shape[-1] < length * len(mics) / 2:
-        raise ValueError(f"audio: {audio.shape[-1]} samples, needs {length * len(mics) // 2}: as "
-                         f"many frames as microphones")
-    bins = list(range(*band_bins(band, length, fs)))
-    doa = _pra_locator("MUSIC", mics, grid, fs, length, c, num_src=n_sources,
-                       frequency_normalization=True)
-    maps = [torch.zeros(0, len(grid.points), dtype=torch.float64)]  # for a batch of none
-    for recording in audio.detach().double().cpu().reshape(-1, *audio.shape[-2:]):
-        spectra = stft(recording, length)
-        heard = bool(spectra[:, bins].any())  # of silence every direction would be the best
-        if heard: doa.locate_sources(spectra.numpy(), freq_bins=bins)
-        maps.append(torch.from_numpy(doa.grid.values)[None] if heard
-                    else torch.zeros(1, len(grid.points), dtype=torch.float64))
-    power = torch.cat(maps).to(audio).reshape(*audio.shape[:-2], len(grid.points))
-    return power, find_peaks(power, grid, n_sources, separation, mics)
+    _check_music(audio, mics, n_sources, length)
+    bins, step = slice(*band_bins(band, length, fs)), fs / length
+    recordings, points = audio.detach().reshape(-1, *audio.shape[-2:]), grid.points.to(audio.device)
+    tau = _arrivals(grid, mics.to(audio.device).double(), points.double(), c).T.contiguous()
+    power = torch.cat([audio.new_zeros(0, len(points))] + [  # for a batch of none
+        _pseudo_spectra(_subspaces(some, length, bins, n_sources), tau, bins.start * step,
+                        step, normalize).to(audio)
+        for some in recordings.split(max(1, _VALUES // (len(points) * n_sources)))])
+    power = power.reshape(*audio.shape[:-2], len(points))
+    found = find_peaks(power.nan_to_num(), grid, n_sources, separation, mics)
+    silent = power.isnan().any(-1)[..., None]
+    return power, Located(found.points.masked_fill(silent[..., None], torch.nan),
+                          found.power.masked_fill(silent, torch.nan))
 
 # %% ../../nbs/02_classical/03_steered_power.ipynb #a8dcbb3b
 @lru_cache(maxsize=64)
@@ -357,7 +417,7 @@ def srp_figure(azimuth_deg: float = 40.0, t60: float = 0.2,  # s
 _STEPS, _TAPS = 4, 8  # lags per sample in the table; lags that an interpolation reads
 
 def _exact_weights(fraction, steps=_STEPS, taps=_TAPS):
-    "Weights w and right side b of (6), both (n, taps), for lags a `fraction` above a middle tap."
+    "Weights w and right side b of (9), both (n, taps), for lags a `fraction` above a middle tap."
     offsets = torch.arange(taps, dtype=torch.float64) - (taps // 2 - 1)
     A, b = (torch.sinc((x[:, None] - offsets) / steps) for x in (offsets, fraction))
     return torch.linalg.solve(A, b.T).T, b
@@ -379,9 +439,51 @@ def _taps(lag):
     return (below.long().unsqueeze(-1) + torch.arange(_TAPS, device=lag.device) - (_TAPS // 2 - 1),
             weights)
 
+# %% ../../nbs/02_classical/03_steered_power.ipynb #db74b301
+_LINE = 512  # lags per sample between which a line is drawn
+_RATIO = _LINE // _STEPS
+
+@lru_cache(maxsize=8)
+def _refinement(device, dtype):
+    "Weights (taps, steps) that make `_RATIO` lags of one."
+    with torch.inference_mode(False):
+        fraction = torch.arange(_RATIO, dtype=torch.float64) / _RATIO
+        return _exact_weights(fraction)[0].T.contiguous().to(device, dtype)
+
+def _fine(table):
+    """Tables (..., lags) with `_RATIO` times as many lags; the first is lag number 3 of `table`.
+    The next call overwrites them."""
+    weights, windows = _refinement(table.device, table.dtype), table.unfold(-1, _TAPS, 1)
+    room = scratch("fine table", windows.shape[:-1].numel(), _RATIO, like=table)
+    return torch.mm(windows.reshape(-1, _TAPS), weights, out=room).view(*table.shape[:-1], -1)
+
+def _fine_start(max_lag):
+    "Where lag 0 stands in a table that `_fine` made."
+    return (max_lag * _STEPS - (_TAPS // 2 - 1)) * _RATIO
+
+# %% ../../nbs/02_classical/03_steered_power.ipynb #1610d6bf
+def _ticks(steered, points):
+    "When every microphone hears every point, (mics, points), in whole ticks, and ticks per line."
+    samples = _arrivals(steered.grid, steered.mics, points.double(), steered.c) * steered.fs
+    largest = max(1.0, float(samples.abs().max()))
+    finer = max(0, 30 - math.ceil(math.log2(largest)) - int(math.log2(_LINE)))  # binary digits
+    return (samples.T * (_LINE << finer)).round().int().contiguous(), finer
+
+def _places_of(ticks, i, j, finer, start):
+    "Place in the fine table and fraction, for the delay of the pair (i, j) at every point."
+    delay = ticks[i] - ticks[j]
+    place = torch.bitwise_right_shift(delay, finer).add_(start)
+    return place, delay.bitwise_and_((1 << finer) - 1).float().mul_(2.0**-finer)
+
+def _on_lines(rows, place, fraction):
+    "Values of a fine table between its lags."
+    low, high = (t.index_select(0, place) for t in (rows, rows[1:]))
+    return torch.lerp(low, high, fraction.to(rows), out=low)
+
 # %% ../../nbs/02_classical/03_steered_power.ipynb #5407c4ff
 _STORED = 2**25  # taps that are kept (256 MB at most)
 _PIECE = 2**22  # taps, or values of a table, at a time
+_FEW = 3  # up to so many frames are read by lines
 
 def _lag_taps(steered, points):
     """Which rows of the flattened table (pairs * lags) to read for `points` (..., 3), and with
@@ -392,14 +494,34 @@ def _lag_taps(steered, points):
     centre = torch.arange(len(steered.pairs), device=points.device) * (2 * half + 1) + half
     return index + centre.unsqueeze(-1), weight
 
-def _read(steered, table):
-    "Equation (1): power (some, points) from a table (some, pairs * lags)."
+def _read_taps(steered, table):
     rows = table.T.contiguous()
     if len(table) == 1: rows = rows.repeat(1, 2)  # rows of one number are read slowly
     pieces = steered.taps() if steered.index is None else [(steered.index, steered.weight)]
     total = lambda index, weight: torch.nn.functional.embedding_bag(
         index, rows, per_sample_weights=weight.to(rows), mode="sum")
     return torch.cat([total(index, weight) for index, weight in pieces]).T[:len(table)]
+
+def _read_lines(steered, table):
+    "By lines between the lags of fine tables, frame after frame."
+    table = table.unflatten(1, (len(steered.pairs), -1))
+    start, power = _fine_start(steered.max_lag), []
+    if steered.place is not None:  # all pairs at once
+        return torch.stack([_on_lines(_fine(frame).flatten(), steered.place, steered.fraction)
+                            .view(len(steered.pairs), -1).sum(0) for frame in table])
+    power = table.new_zeros(len(table), len(steered.points))
+    for (i, j), rows in zip(steered.pairs.tolist(), table.unbind(1)):
+        place, fraction = _places_of(steered.ticks, i, j, steered.finer, start)
+        for row, total in zip(rows, power): total += _on_lines(_fine(row), place, fraction)
+    return power
+
+# %% ../../nbs/02_classical/03_steered_power.ipynb #2c305ec5
+def _read(steered, table):
+    "Equation (1): power (some, points) from a table (some, pairs * lags)."
+    few = len(table) <= _FEW or steered.index is None
+    if table.requires_grad and torch.is_grad_enabled() or not few or not len(table):
+        return _read_taps(steered, table)
+    return _read_lines(steered, table)
 
 # %% ../../nbs/02_classical/03_steered_power.ipynb #46513bfd
 def _tables(steered, audio):
@@ -415,6 +537,21 @@ def _tables(steered, audio):
     for many in audio.reshape(-1, *audio.shape[-2:]).split(max(1, _PIECE // n_values)):
         yield correlate(many, steered.pairs, steered.max_lag, steered.weighting, steered.beta,
                         _STEPS, steered.band, steered.fs).flatten(1)
+
+# %% ../../nbs/02_classical/03_steered_power.ipynb #ed2f8d99
+def _taps_of(steered):
+    "Rows to read for every point, and their weights, (some points, pairs * taps), in pieces."
+    for some in steered.points.split(max(1, _PIECE // (len(steered.pairs) * _TAPS))):
+        index, weight = _lag_taps(steered, some)
+        yield index.flatten(-2).int(), weight.flatten(-2).float()
+
+def _lines_of(steered, ticks):
+    "Places in the flattened fine tables and fractions, both (pairs * points)."
+    size = (2 * steered.max_lag * _STEPS + 1 - _TAPS + 1) * _RATIO  # of a pair's fine table
+    start = _fine_start(steered.max_lag)
+    each = [_places_of(ticks, i, j, steered.finer, k * size + start)
+            for k, (i, j) in enumerate(steered.pairs.tolist())]
+    return tuple(map(torch.cat, zip(*each)))
 
 # %% ../../nbs/02_classical/03_steered_power.ipynb #c679880f
 class SteeredPower(torch.nn.Module):
@@ -436,18 +573,20 @@ class SteeredPower(torch.nn.Module):
         pairs, points = mic_pairs(len(mics)).to(mics.device), grid.points.to(mics.device)
         # samples; the taps need some beyond the delays
         self.max_lag = math.ceil(float(max_tdoa(mics.double(), c)) * fs + _TAPS / 2 / _STEPS)
-        keep = partial(self.register_buffer, persistent=False)
-        for name, value in {"mics": mics.double(), "pairs": pairs, "points": points}.items():
-            keep(name, value)
+        self._keep(mics=mics.double(), pairs=pairs, points=points)
+        ticks, self.finer = _ticks(self, points)
         stored = len(points) * len(pairs) * _TAPS <= _STORED
         index, weight = map(torch.cat, zip(*self.taps())) if stored else (None, None)
-        keep("index", index), keep("weight", weight)
+        place, fraction = _lines_of(self, ticks) if stored else (None, None)
+        self._keep(index=index, weight=weight, place=place, fraction=fraction,
+                   ticks=None if stored else ticks)
+
+    def _keep(self, **tensors):
+        for name, value in tensors.items(): self.register_buffer(name, value, persistent=False)
 
     def taps(self):
         "Rows to read for every point, and their weights, (some points, pairs * taps), in pieces."
-        for some in self.points.split(max(1, _PIECE // (len(self.pairs) * _TAPS))):
-            index, weight = _lag_taps(self, some)
-            yield index.flatten(-2).int(), weight.flatten(-2).float()
+        return _taps_of(self)
 
     @door(audio=as_audio)
     def forward(self, audio: Float[Tensor, "*batch mics time"]) -> Float[Tensor, "*batch points"]:
