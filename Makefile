@@ -51,8 +51,8 @@ sync: $(STAMP) ## after editing a notebook: clean it, export the library, make t
 	@$(VENV)/bin/nbdev-export
 	@$(MAKE) --no-print-directory readme
 
-bench: $(STAMP) ## measure our speed against the named peers
-	@$(PY) tests/bench.py
+bench: $(STAMP) ## measure our speed against the named peers (ROWS="gcc rir" for some rows)
+	@$(PY) tests/bench.py $(ROWS)
 
 clean: ## remove the environment and everything generated that is not committed
 	rm -rf $(VENV) .cache _proc _docs build ./*.egg-info .pytest_cache .hypothesis nbs/nbdev.yml nbs/sidebar.yml

@@ -7,8 +7,8 @@ Docs: https://ssl-nb.github.io/ssl_nb/10_workbench/arguments.html.md"""
 # %% auto #0
 __all__ = ['as_speed', 'as_range', 'as_tensor', 'as_finite', 'as_numbers', 'as_positions', 'as_points', 'as_directions',
            'as_unit_vectors', 'as_angles', 'as_audio', 'as_signal', 'as_delays', 'as_mask', 'as_pairs', 'number',
-           'count', 'as_rate', 'as_room_size', 'span', 'choice', 'as_path', 'as_seed', 'as_device', 'match_channels',
-           'match_shapes', 'door']
+           'count', 'as_rate', 'as_room_size', 'span', 'choice', 'as_path', 'instance', 'as_seed', 'as_device',
+           'match_channels', 'match_shapes', 'door']
 
 # %% ../nbs/10_workbench/02_arguments.ipynb #e495190c
 import functools, inspect, math, numbers, os
@@ -300,14 +300,18 @@ def number(unit: str = "", above: float | None = None, least: float | None = Non
         raise _refusal(name, value, needs, unit)
     return as_number
 
+_COUNTED_MOST = 2**31 - 1  # more of anything than a machine holds
+
 def count(least: int = 1, most: int | None = None):
     "A check: a whole number within the bounds, as an `int`; `3.0` is 3."
     bounds = f", at least {least}" if most is None else f" from {least} to {most}"
-    needs = "a whole number" + bounds
+    needs, most = "a whole number" + bounds, _COUNTED_MOST if most is None else most
     def as_count(value, name: str, like=None) -> int:
         plain = _number(value, name, needs)
         whole = math.isfinite(plain) and plain == int(plain)
-        if whole and least <= plain and (most is None or plain <= most): return int(plain)
+        if whole and least <= plain <= most: return int(plain)
+        if whole and plain > most == _COUNTED_MOST:
+            raise _refusal(name, value, f"{needs} and at most {most}")
         raise _refusal(name, value, needs)
     return as_count
 
@@ -369,6 +373,16 @@ def as_path(value, name: str, like=None) -> Path:
     if isinstance(text, str) and text.strip() and "\0" not in text:
         return value if isinstance(value, Path) and text[0] != "~" else Path(text).expanduser()
     raise _refusal(name, value, "a path (text or pathlib.Path)")
+
+# %% ../nbs/10_workbench/02_arguments.ipynb #a6f7e89e
+def instance(kind, needs: str):
+    """A check: an object of a class, or what can be called with `kind=callable`; `needs` says it
+    in words, such as "a CellGrid"."""
+    good = kind if kind is callable else lambda value: isinstance(value, kind)
+    def as_instance(value, name: str, like=None):
+        if good(value): return value
+        raise _refusal(name, value, needs)
+    return as_instance
 
 # %% ../nbs/10_workbench/02_arguments.ipynb #de1a9cf3
 def as_seed(value, name: str, like=None) -> int:
@@ -438,6 +452,9 @@ def door(**checks):  # argument=check
     def decorate(function):
         if isinstance(function, (classmethod, staticmethod)):
             return type(function)(decorate(function.__func__))
+        if inspect.isclass(function):  # a dataclass, whose fields are arguments
+            function.__init__ = decorate(function.__init__)
+            return function
         plan = _plan(function, checks)
         @functools.wraps(function)
         def through_the_door(*args, **kwargs):

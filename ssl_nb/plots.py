@@ -20,8 +20,8 @@ from matplotlib.patches import Ellipse, Rectangle
 from matplotlib.patheffects import withStroke
 from scipy.spatial import cKDTree
 from .acoustics.geometry import to_angles, to_direction
-from .arguments import (as_directions, as_points, as_rate, as_room_size, as_signal,
-                              as_tensor, door)
+from .arguments import (as_directions, as_numbers, as_points, as_rate, as_room_size,
+                              as_signal, as_tensor, count, door, instance, number)
 
 # %% ../nbs/03_workshop/01_plots.ipynb #75590d7f
 import anywidget, traitlets
@@ -74,6 +74,21 @@ def _points(name, values, dims=(3,), absent=False):
     return np.atleast_2d(points)
 
 # %% ../nbs/03_workshop/01_plots.ipynb #fc9175bb
+def _table(*axes):
+    "A check: numbers with so many axes, none of them empty, as an array; NaN leaves a gap."
+    def as_table(value, name, like=None):
+        table = numpy_of(as_tensor(value, name, _DOUBLE))
+        if table.ndim in axes and table.size: return table
+        needs = " or ".join(map(str, axes))
+        raise ValueError(f"{name}: shape {table.shape}, needs {needs} axes and at least one number")
+    return as_table
+
+def _sides(value, name, like=None):
+    "Two or three sides of a room, m, as an array."
+    sides = numpy_of(as_numbers(value, name, _DOUBLE, unit="m", above=0))
+    if sides.shape in ((2,), (3,)): return sides
+    raise ValueError(f"{name}: shape {sides.shape}, needs the sides (x, y) or (x, y, z)")
+
 def _matched(**points):
     "Raise `ValueError` unless all have as many rows as the first."
     (first, n), *others = [(name, len(value)) for name, value in points.items()]
@@ -120,6 +135,7 @@ def _draw_mics(ax, mics, size) -> None:
     _number_mics(ax, mics, size)
 
 # %% ../nbs/03_workshop/01_plots.ipynb #294f642c
+@door(size=_sides)
 def plot_room(size,  # room sides (x, y) or (x, y, z), m
               mics,  # microphones, (mics, 2 or 3), m
               sources=None,  # true sources, (n, 2 or 3), m
@@ -162,6 +178,7 @@ def add_ellipse(ax, center, cov, level: float = 0.95) -> None:
                          fill=False, color=COLORS["red"], lw=1.5, label=f"{level:.0%} ellipse"))
 
 # %% ../nbs/03_workshop/01_plots.ipynb #e97786c3
+@door(gcc=_table(1, 2), fs=as_rate, interpolation=count())
 def plot_gcc(gcc,  # correlations, (curves, lags)
              fs: float,  # sampling rate, Hz
              labels=None,  # one name per curve
@@ -182,6 +199,7 @@ def plot_gcc(gcc,  # correlations, (curves, lags)
     return fig
 
 # %% ../nbs/03_workshop/01_plots.ipynb #8e057652
+@door(rir=_table(1), fs=as_rate, decay_db=_table(1), t60=number("s", above=0))
 def plot_rir(rir,  # one response, (taps,)
              fs: float,  # sampling rate, Hz
              decay_db=None,  # energy decay curve, (taps,), dB
@@ -203,6 +221,7 @@ def plot_rir(rir,  # one response, (taps,)
     return fig
 
 # %% ../nbs/03_workshop/01_plots.ipynb #4c47aa61
+@door(x=_table(1), lines=instance(dict, "a dictionary from label to values"))
 def plot_lines(x,  # common x values
                lines: dict,  # label -> y values, or (low, middle, high) for a band
                xlabel: str, ylabel: str, title: str = "", log: str = "") -> Figure:
@@ -227,6 +246,7 @@ _TALKER = dict(marker="o", ms=13, mfc="none", mec=COLORS["red"], mew=2)
 _FOUND = dict(marker="X", ms=10, mfc="w", mec="k")
 
 # %% ../nbs/03_workshop/01_plots.ipynb #878301de
+@door(values=_table(2), size=_sides)
 def plot_map(values,  # one value per grid point, (y points, x points)
              size,  # room sides (x, y), m
              label: str,  # of the colour bar, with unit
@@ -290,6 +310,7 @@ def plot_positions_3d(size,  # room sides (x, y, z), m
     return fig
 
 # %% ../nbs/03_workshop/01_plots.ipynb #afc29798
+@door(errors=as_tensor, bins=count())
 def plot_errors(errors,  # in the given unit, (n,)
                 unit: str,  # such as "m" or "deg"
                 cumulative: bool = False,  # the share below each error instead of a histogram
@@ -326,7 +347,7 @@ def _shade_silence(ax, times, active):
 
 def _times(times, active, frames):
     "Times and activity as arrays of as many frames. Raises `ValueError` otherwise."
-    times = numpy_of(times).astype(float)
+    times = numpy_of(as_tensor(times, "times", _DOUBLE))
     if times.shape != (frames,) or not np.isfinite(times).all() or (np.diff(times) <= 0).any():
         raise ValueError(f"times: shape {times.shape}, must be {frames} increasing numbers")
     active = (np.ones(frames, bool) if active is None
@@ -440,6 +461,7 @@ def _directions_of(power, azimuth, elevation):
                                        torch.from_numpy(elevation.ravel().copy())).numpy()
 
 # %% ../nbs/03_workshop/01_plots.ipynb #313e90df
+@door(power=_table(1, 2), azimuth=_table(1, 2), elevation=_table(1, 2))
 def plot_power_map(power,  # (elevations, azimuths) on a grid, or (n,) in scattered directions
                    azimuth, elevation,  # rad: of the grid's columns and rows, or of each direction
                    truth=None,  # true directions, (n, 3) or (3,), vectors of any length
@@ -558,14 +580,19 @@ class DragRoom(anywidget.AnyWidget):
 PLAYED_MOST = 50_000  # bytes of a sound in a notebook
 
 def _ogg(sound, fs) -> bytes:
-    "Channels (1 or 2, time) as the bytes of an Ogg Vorbis file."
+    """Channels (1 or 2, time) as the bytes of an Ogg Vorbis file. Two channels are kept as apart as
+    fits: with more compression the coder joins them and drops their phase difference."""
     import soundfile
-    file = io.BytesIO()
-    soundfile.write(file, sound.T, round(fs), format="OGG", subtype="VORBIS")
+    for level in (0.1, 0.25, 0.4, 0.6) if len(sound) == 2 else (0.6,):
+        file = io.BytesIO()
+        soundfile.write(file, sound.T, round(fs), format="OGG", subtype="VORBIS",
+                        compression_level=level)
+        if file.tell() <= PLAYED_MOST: break
     return file.getvalue()
 
 # %% ../nbs/03_workshop/01_plots.ipynb #5a5ea4b0
-@door(audio=partial(as_signal, samples=2), fs=as_rate)
+@door(audio=partial(as_signal, samples=2), peak=number(above=0, most=1),
+      fs=number(least=1000, most=192_000, unit="Hz"))  # outside it the coder ends the process
 def play(audio,  # (time,) or (1 or 2, time)
          fs: float,  # sampling rate, Hz
          peak: float | None = 0.7,  # level of the loudest sample; None leaves the levels alone

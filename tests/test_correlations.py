@@ -4,9 +4,9 @@ import pytest
 import torch
 from ssl_nb.acoustics.geometry import mic_pairs, robot_head_array
 from ssl_nb.classical import correlations
-from ssl_nb.classical.correlations import (band_bins, bin_weights, correlate, pair_runs,
-                                           takes_matrix, transform_length)
-from ssl_nb.classical.gcc_phat import delays_from_gcc, gcc_phat, peak_heights
+from ssl_nb.classical.correlations import (band_bins, bin_weights, block_matrices, block_width,
+                                           correlate, pair_runs, takes_blocks, transform_length)
+from ssl_nb.classical.gcc_phat import delays_from_gcc, gcc_phat, peak_ambiguity, peak_heights
 from ssl_nb.classical.steered_power import SteeredPower, sphere_grid
 
 
@@ -58,9 +58,53 @@ def test_long_recordings_take_another_way_to_the_same_numbers(max_lag, interpola
 
 
 def test_kept_matrices_are_bounded():
-    worst = max((n // 2 + 1) * (2 * lag * k + 1) for n in (1000, 10_000, 100_000, 10_000_000)
-                for lag in (1, 10, 40, 49) for k in (1, 4) if takes_matrix(n, lag, k))
-    assert worst * 8 * correlations.lag_matrices.cache_info().maxsize <= 64 * 2**20
+    # the largest matrices that a call of `correlate` keeps, in bytes
+    worst = 8 * correlations._MATRIX * block_matrices.cache_info().maxsize
+    assert worst <= 64 * 2**20
+    for n, lag in ((4320, 32), (15_000, 100), (9_600_040, 400)):
+        width = block_width(n, lag)
+        assert takes_blocks(n, lag) and 2 * width * lag <= n and width <= correlations._WIDEST
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 2e-6)])
+@pytest.mark.parametrize("quiet", [False, True])
+def test_frames_that_are_not_plain_give_the_same(dtype, tolerance, quiet):
+    audio = noise(5, 3, 1000).to(dtype)
+    if quiet: audio[1] *= 1e-30 if dtype == torch.float32 else 1e-200
+    audio[2, 1], audio[3] = 0, torch.nn.functional.avg_pool1d(audio[3], 9, 1, 4)
+    found = gcc_phat(audio, max_lag=20)
+    for k in (0, 1, 4):
+        scaled = audio[k].double() / audio[k].double().abs().max()
+        np.testing.assert_allclose(found[k], by_numpy(scaled, 20, (0, 8000), 16000), rtol=0,
+                                   atol=tolerance)
+    assert found[2, 0].abs().max() == 0 and found[2, 1].abs().max() > 0
+
+
+def test_noise_of_one_source_is_taken_off():
+    # a delay of 6 in white noise; the same hum in both channels, at lag 0, known from before
+    sound, hum = noise(1, 6000), torch.zeros(1, 14000, dtype=torch.float64)
+    t = torch.arange(14000).double() / 16000
+    for h in range(1, 400): hum += torch.sin(2 * torch.pi * 20 * h * t + h)
+    hum = 2 * hum / hum.std()
+    pair = torch.cat([torch.roll(sound, 6, -1), sound])[:, :4000] + hum[:, :4000]
+    silence = hum[:, 4000:].expand(2, -1) + 0.01 * noise(2, 10000, seed=1)
+    usual, less = gcc_phat(pair, max_lag=20)[0], gcc_phat(pair, max_lag=20, noise=silence)[0]
+    assert usual.argmax() == 20 and less.argmax() == 26 and less[20] < 0.5 * usual[20]
+    # noise that is not there takes nothing off
+    torch.testing.assert_close(gcc_phat(pair, max_lag=20, noise=1e-12 * silence)[0], usual, rtol=0,
+                               atol=1e-6)
+
+
+def test_ambiguity_tells_a_tone_from_a_sound_with_one_delay():
+    white = noise(2000)
+    tone = torch.sin(2 * torch.pi * torch.arange(2000).double() / 16)
+    pair = lambda x: gcc_phat(torch.stack([x.roll(3), x]), max_lag=40, weighting="none")
+    assert peak_ambiguity(pair(tone), 16000) > 0.95 and peak_ambiguity(pair(white), 16000) < 0.2
+    # the only lag that the limit leaves has no rival; silence knows nothing
+    assert peak_ambiguity(pair(tone), 16000, max_delay=4 / 16000) < 0.05
+    assert peak_ambiguity(torch.zeros(3, 9), 16000).equal(torch.ones(3))
+    fine = torch.tensor([[0.0, 0.2, 0.1, 0.8, 0.8, 0.3, 0.4]])
+    torch.testing.assert_close(peak_ambiguity(fine, 16000), torch.tensor([0.5]))
 
 
 def test_layout_of_the_spectrum():

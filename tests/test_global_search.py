@@ -8,7 +8,8 @@ from ssl_nb.acoustics.geometry import random_array, tdoas, wall_array
 from ssl_nb.acoustics.rooms import Room, make_scene
 from ssl_nb.acoustics.signals import speech_like
 from ssl_nb.classical.gcc_phat import gcc_phat
-from ssl_nb.classical.global_search import cell_bounds, highest_point, read_map, running_maxima
+from ssl_nb.classical.global_search import cell_bounds, highest_point, highest_points
+from ssl_nb.classical.global_search import read_map, running_maxima, without
 from ssl_nb.classical import global_search
 
 FS, SIZE = 16000, (2.4, 2.0, 1.6)
@@ -44,7 +45,7 @@ def test_nothing_in_the_room_is_higher_than_power_and_margin(seed):
     axes = [torch.arange(0.01, side, 0.02) for side in SIZE]
     brute = max(by_numpy(gcc, 4 * FS, tdoas(mics, torch.cartesian_prod(axes[0], axes[1], z[None])))
                 .max() for z in axes[2])
-    assert 0 <= found.margin < 0.15 and brute <= found.power + found.margin + 1e-4
+    assert 0 <= found.margin < 0.2 and brute <= found.power + found.margin + 1e-4
     here = by_numpy(gcc, 4 * FS, tdoas(mics, found.position[None]))
     np.testing.assert_allclose(here, found.power, rtol=0, atol=2e-3)
 
@@ -70,6 +71,24 @@ def test_bounds_hold_for_cells_of_any_size_and_place():
         assert (highest <= bound + 1e-4).all() and (power <= bound + 1e-4).all()
         # and say something
         assert (bound / highest).median() < (9, 5, 3)[(0.3, 0.05, 0.01).index(side)]
+
+
+@pytest.mark.parametrize("side", [0.2, 0.05, 0.0125])
+def test_the_bound_of_one_pair_sees_a_spike_anywhere_in_its_cell(side):
+    "One pair and one narrow spike a cell, read by a corner or a point inside: nothing is hidden."
+    g, rate, cells = generator(round(1e4 * side)), 4 * FS, 400
+    mics = torch.tensor([[0.3, 0.4, 0.9], [1.9, 1.4, 0.8]])
+    centres = 0.1 + torch.rand(cells, 3, generator=g) * (torch.tensor(SIZE) - 0.2)
+    centres[:50] = mics[0] + side * torch.randn(50, 3, generator=g)  # where directions turn fast
+    where = torch.rand(cells, 3, generator=g) - 0.5
+    where[::2] = torch.where(where[::2] > 0, 0.5, -0.5)  # corners
+    delays = tdoas(mics, centres + side * where)
+    half = int(float((mics[0] - mics[1]).norm()) / 343 * rate) + 8
+    lags = torch.arange(2 * half + 1) - half
+    gcc = (1 - (lags - (delays * rate)[:, :, None]).abs()).clamp(min=0)
+    maps = global_search._maps(gcc, mics, rate / 343, side * 3 ** 0.5 / 2)
+    bound, _ = cell_bounds(maps, centres, torch.arange(cells), side * 3 ** 0.5 / 2)
+    assert (bound >= gcc.amax((-2, -1)) - 1e-6).all()
 
 
 def test_running_maxima_are_those_of_scipy():
@@ -98,6 +117,40 @@ def test_fewer_cells_leave_a_larger_margin_that_still_holds():
     audio, mics, _ = scene(4, t60=0.5, snr_db=0.0)
     whole, cut = (highest_point(audio, mics, SIZE, FS, most=m) for m in (2e6, 200))
     assert cut.margin > whole.margin and whole.power <= cut.power + cut.margin
+
+
+@pytest.mark.parametrize("most", [8, 100, 2000])
+def test_a_peak_planted_between_the_points_of_a_grid_is_within_the_bound(most):
+    "Correlations of noise with one narrow spike a pair, all at one point: the truth is known."
+    g = generator(most)
+    mics, truth = wall_array(SIZE, g), torch.tensor([1.237, 0.911, 0.573])
+    gcc = map_of(torch.randn(6, 4000, generator=g), mics)[None]
+    rate, half = 4 * FS, gcc.shape[-1] // 2
+    lag = tdoas(mics, truth[None])[0] * rate + half
+    spike = (1 - (torch.arange(gcc.shape[-1]) - lag[:, None]).abs() / 2).clamp(min=0)
+    gcc = gcc + 0.3 * spike
+    there = float(by_numpy(gcc[0], rate, tdoas(mics, truth[None])).item())
+    best, margin = global_search._highest(gcc, mics, torch.tensor(SIZE), rate / 343, most)
+    assert there <= best[0, 3] + margin[0] + 1e-4 and margin[0] >= 0
+    if most == 2000: assert (best[0, :3] - truth).norm() < 0.01
+
+
+def test_two_talkers_without_echoes_are_both_found():
+    mics, places = wall_array(SIZE, generator(8)), torch.tensor([[0.6, 0.5, 1.2], [1.9, 1.5, 0.9]])
+    audio = sum(make_scene(Room(SIZE, t60=0.0), speech_like(0.4, FS, k), p, mics, snr_db=30,
+                           generator=generator(k)).audio[:, :6000] for k, p in enumerate(places))
+    found = highest_points(audio, mics, SIZE, FS, 2)
+    assert (torch.cdist(found.position, places) < 0.05).any(0).all()
+    assert found.position.shape == (2, 3) and (found.trust > 0.5).all()
+    one = highest_point(audio, mics, SIZE, FS)
+    torch.testing.assert_close(one.position, found.position[0])
+
+
+def test_taking_out_a_talker_leaves_other_lags():
+    gcc = torch.ones(1, 2, 101)
+    left = without(gcc, torch.tensor([[0.0, 1e-3]]), 40000.0)[0]  # 40 lags a millisecond
+    assert left.sum(-1).tolist() == [80, 80] and (left[0, 40:61] == 0).all()
+    assert (left[1, 80:101] == 0).all()
 
 
 @pytest.mark.parametrize("change, told", [

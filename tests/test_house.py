@@ -71,7 +71,8 @@ ALLOWED = {"settings": set(), "arguments": {"settings"}, "acoustics": CELLAR,
            "classical": CELLAR | {"acoustics", "workshop", "plots"},
            **dict.fromkeys(("end_to_end", "labels", "masked", "variational", "adaptation"), FLOOR),
            "deployment": FLOOR | {"end_to_end", "labels", "masked", "variational", "adaptation"}}
-DRAWN = {"acoustics": {"plots"}}  # allowed inside functions that draw, not at the top of a module
+# allowed inside functions, not at the top of a module: what draws, and what starts the command
+DRAWN = {"acoustics": {"plots"}, "settings": {"workbench"}}
 
 
 def imports(source, package, inside_functions=True):

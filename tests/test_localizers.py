@@ -10,6 +10,7 @@ from ssl_nb.acoustics.geometry import tetrahedral_array, to_direction, wall_arra
 from ssl_nb.acoustics.rooms import Room, make_scene
 from ssl_nb.acoustics.signals import add_noise, speech_like
 from ssl_nb.classical.over_time import GccMultilateration, Music, SrpPhat, canonical, directions_of
+from ssl_nb.classical.over_time import follow
 from ssl_nb.workbench.locating import estimate_figure, estimate_table, locate_file, method_table
 from ssl_nb.workbench.locating import save_estimate
 from ssl_nb.workshop import localizers as lz
@@ -141,7 +142,8 @@ def test_positions_in_a_room_by_both_methods():
         off = (found.points[:, 0] - talker).norm(dim=-1)
         heard = ~off.isnan()
         assert not found.far_field and heard.any() and off[heard].median() < most
-    assert (found.spread[heard] > 0).all() and found.spread[~heard].isnan().all()
+    assert (found.spread[off < 0.1] > 0).all() and found.spread[~heard].isnan().all()
+    assert (found.trust[off < 0.1] > 0.5).all() and found.trust[~heard].isnan().all()
 
 
 def test_lists_and_arrays_are_taken_and_bad_calls_refused():
@@ -153,7 +155,9 @@ def test_lists_and_arrays_are_taken_and_bad_calls_refused():
                                    SrpPhat()(audio, mics, FS).points, equal_nan=True)
     for options, told in (
             ({"sources": 5}, "at most 4"), ({"sources": 0}, "sources=0"),
-            ({"hop": -1}, "hop"), ({"room": (5, 4)}, "room"), ({"fs": 0}, "fs"),
+            ({"hop": -1}, "hop"), ({"hop": 1e-9}, "hop"), ({"room": (5, 4)}, "room"),
+            ({"room": (1, 1, 1)}, "outside"), ({"room": (9, 9, 9), "sources": 3}, "at most 2"),
+            ({"fs": 0}, "fs"),
             ({"mics": mics[:3]}, "needs one for each of 3"), ({"audio": audio.T}, "time"),
             ({"audio": audio[None]}, "one recording"), ({"mics": mics * 0}, "same place"),
             ({"audio": audio * math.nan}, "finite")):
@@ -176,6 +180,89 @@ def test_times_are_the_middles_of_frames():
     pieces, times = lz.cut(call)  # frames of twice the hop
     torch.testing.assert_close(times, 0.15 + 0.15 * torch.arange(len(pieces)), rtol=0, atol=1e-6)
     assert pieces.shape == (5, 4, round(0.3 * FS))
+
+
+# --- trust, nobody, tracks ------------------------------------------------------------------------
+
+@pytest.mark.parametrize("seconds", [1.5, 4.0])
+def test_noise_alone_gets_no_confident_answer(seconds):
+    "In a recording too short to know its floor the activity is 1, and the trust must tell."
+    mics, told = lz.read_array("locata_robot_head").positions, []
+    for seed in range(4):
+        found = SrpPhat()(torch.randn(12, round(seconds * FS), generator=generator(seed)), mics, FS)
+        told.append((found.activity > 0.5) & (found.trust > 0.5))
+    assert torch.cat(told).float().mean() < 0.05
+
+
+def test_pauses_of_noisy_speech_get_no_confident_answer():
+    mics = lz.read_array("locata_robot_head").positions
+    toward = to_direction(torch.tensor(-2.0), torch.tensor(0.2))
+    found = SrpPhat()(plane_wave(mics, toward, 2.0, snr_db=10), mics, FS)
+    quiet = (found.times < 0.8) | (found.times > 3.2)
+    speaks = (found.times > 1.2) & (found.times < 2.8) & (found.activity[:, 0] > 0.5)
+    assert not ((found.activity > 0.5) & (found.trust > 0.5))[quiet].any()
+    assert (found.trust[speaks] > 0.5).float().mean() > 0.8
+
+
+def walk(far, frames=60, seed=0):
+    "A known path with gaps and outliers: an estimate and the truth."
+    t, g = torch.arange(frames) * 0.1, generator(seed)
+    if far:  # through the seam of the azimuth and close to the pole
+        truth = to_direction(math.pi - 0.6 + 0.2 * t, 1.4 - 0.2 * t)
+        points = torch.nn.functional.normalize(truth + 0.03 * torch.randn(frames, 3, generator=g),
+                                               dim=-1)
+    else:
+        truth = torch.stack([1 + 0.5 * t, 2 + 0.2 * t, 1.5 + 0 * t], -1)
+        points = truth + 0.05 * torch.randn(frames, 3, generator=g)
+    points[[7, 23, 41]] = torch.tensor([0.0, 0.6, -0.8])  # outliers
+    points[30:34] = torch.nan  # a gap of 0.4 s
+    ones = torch.ones(frames, 1)
+    return lz.Estimate(t, points[:, None], ones * torch.nan, ones, far), truth
+
+
+@pytest.mark.parametrize("far", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_track_bridges_gaps_and_refuses_outliers(far, seed):
+    estimate, truth = walk(far, seed=seed)
+    found = follow(estimate)
+    off = (found.points[:, 0] - truth).norm(dim=-1)
+    assert not off.isnan().any() and off.max() < 0.2 and off[5:].mean() < 0.06
+    assert (found.spread > 0).all() and (found.spread[32] > found.spread[28]).all()
+    if far:
+        torch.testing.assert_close(found.points[:, 0].norm(dim=-1), torch.ones(60))
+    short = follow(estimate, bridge=0.2).points[:, 0]
+    assert short[30:34].isnan().all() and not short[34:].isnan().any()
+
+
+@pytest.mark.parametrize("far", [True, False])
+def test_a_track_that_began_at_an_outlier_is_dropped(far):
+    estimate, truth = walk(far)
+    estimate.points[0, 0] = torch.tensor([0.0, 0.6, -0.8])
+    found = follow(estimate, bridge=0.5).points[:, 0]
+    assert found[0].isnan().all()
+    assert (found[1:] - truth[1:]).norm(dim=-1).max() < 0.2
+
+
+def test_tracks_that_cannot_be():
+    estimate, _ = walk(False)
+    none = follow(estimate._replace(points=estimate.points * torch.nan))
+    assert none.points.isnan().all() and none.spread.isnan().all()
+    doubted = follow(estimate._replace(trust=torch.full((60, 1), 0.1)))
+    assert doubted.points.isnan().all()
+    two = lz.Estimate(*(torch.cat([p, p], 1) if p.ndim > 1 else p for p in estimate[:4]), False)
+    with pytest.raises(ValueError, match="2 talkers"): follow(two)
+    for options, told in (({"bridge": -1}, "bridge"), ({"least_trust": 2}, "least_trust"),
+                          ({"sigma": 0}, "sigma"), ({"acceleration": "x"}, "acceleration")):
+        with pytest.raises(ValueError, match=told): follow(estimate, **options)
+
+
+@pytest.mark.parametrize("wide, told", [(3.0, "too wide"), (0.0003, "in metres"), (0.1, None)])
+def test_arrays_that_do_not_fit_the_grid_are_named(wide, told):
+    mics = tetrahedral_array(0.1) * wide / 0.1
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        SrpPhat()(torch.randn(4, FS, generator=generator()), mics, FS)
+    assert [told in str(w.message) for w in caught] == ([True] if told else [])
 
 
 # --- the registry ---------------------------------------------------------------------------------
@@ -233,7 +320,7 @@ def test_table_picture_and_page(ring_file, tmp_path):
     estimate = locate_file(ring_file, "respeaker_4", sources=2)
     table = estimate_table(estimate)
     assert list(table.columns) == ["time_s", "talker", "azimuth_deg", "elevation_deg", "spread_deg",
-                                   "activity"] and len(table) == 2 * len(estimate.times)
+                                   "activity", "trust"] and len(table) == 2 * len(estimate.times)
     first = table[(table.talker == 1) & (table.activity > 0.5)]
     assert abs(first.azimuth_deg.median() - math.degrees(2.0)) < 4
     written = save_estimate(estimate, ring_file, tmp_path / "<out>", "words & <more>")
@@ -241,3 +328,33 @@ def test_table_picture_and_page(ring_file, tmp_path):
     assert "words &amp; &lt;more&gt;" in page and "<script" not in page and "http" not in page
     assert soundfile.info(written[2]).frames == soundfile.info(ring_file).frames
     assert estimate_figure(estimate).axes[0].get_ylim() == (-180, 180)
+
+
+@pytest.mark.filterwarnings("ignore:mics")
+@pytest.mark.parametrize("change, told", [
+    (lambda x: x[:, 0], "1 channels"), (lambda x: x[:0], "no samples"),
+    (lambda x: np.where(np.arange(len(x))[:, None] == 5000, np.nan, x), "at 0.312 s"),
+    (lambda x: np.column_stack([x[:, :3], 0 * x[:, 3]]), "channel 4 is silent"),
+    (lambda x: np.column_stack([x[:, :3], x[:, 2]]), "channels 3 and 4 hold the same"),
+    (lambda x: (30 * x).clip(-1, 1), "full scale")])
+def test_files_that_are_not_well(change, told, ring_file, tmp_path):
+    samples, fs = soundfile.read(ring_file)
+    soundfile.write(tmp_path / "x.wav", change(samples), fs, subtype="FLOAT")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try: locate_file(tmp_path / "x.wav", "respeaker_4")
+        except ValueError as e: caught = [e]
+    assert any(told in str(getattr(w, "message", w)) and "x.wav" in str(getattr(w, "message", w))
+               for w in caught)
+
+
+@pytest.mark.filterwarnings("ignore:mics")
+def test_a_tracked_file_and_other_rates(ring_file):
+    found = locate_file(ring_file, "respeaker_4", track=True)
+    assert (found.spread[~found.points[..., 0].isnan()] > 0).all()
+    with pytest.raises(ValueError, match="one talker"):
+        locate_file(ring_file, "respeaker_4", sources=2, track=True)
+    with pytest.raises(ValueError, match="twice"):
+        locate_file(ring_file, "respeaker_4", channels=[1, 2, 3, 3])
+    array = lz.read_array("respeaker_4")._replace(rate=48000.0)
+    with pytest.warns(UserWarning, match="usually delivers"): locate_file(ring_file, array)

@@ -480,12 +480,45 @@ def test_where_no_mirror_image_is_searched_nothing_is_said(mics, grid, recwarn):
     assert not len(recwarn)
 
 
-def test_music_of_silence_is_zero():
+def test_music_of_silence_has_no_direction():
     power, peaks = music(torch.zeros(2, 12, 4000), HEAD, FS, sphere_grid(20.0))
-    assert power.equal(torch.zeros_like(power)) and peaks.power.equal(torch.zeros(2, 1))
+    assert power.isnan().all() and peaks.power.isnan().all() and peaks.points.isnan().all()
     mixed = torch.stack([torch.zeros(12, 4000), torch.randn(12, 4000, generator=seeded(67))])
-    power, _ = music(mixed, HEAD, FS, sphere_grid(20.0))
-    assert power[0].max() == 0 and power[1].max() > 0.5
+    power, peaks = music(mixed, HEAD, FS, sphere_grid(20.0))
+    assert power[0].isnan().all() and 0.5 < power[1].max() <= 1 and peaks.points[1].isfinite().all()
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_music_in_the_near_field_equals_brute_force(normalize):
+    mics, grid = wall_array((4.0, 3.0, 2.5), seeded(70)), position_grid((4.0, 3.0, 2.5), 0.9)
+    audio = torch.randn(6, 5000, generator=seeded(71), dtype=torch.float64)
+    window, frames = np.sqrt(np.hanning(257)[:256]), 1 + 5000 // 128
+    padded = np.pad(audio.numpy(), ((0, 0), (128, 128)))
+    X = np.stack([np.fft.rfft(padded[:, 128 * m:128 * m + 256] * window) for m in range(frames)])
+    tau = np.linalg.norm(grid.points.double().numpy()[:, None] - mics.double().numpy(), axis=-1)
+    expected, bins = 0, range(8, 65)  # 500 to 4000 + 62.5 / 2 Hz
+    for k in bins:
+        R = np.einsum("mi,mj->ij", X[:, :, k], X[:, :, k].conj())
+        noise = np.linalg.eigh(R)[1][:, :4]  # all but two
+        a = np.exp(-2j * np.pi * k * FS / 256 * tau / 343.0)
+        each = 1 / (np.abs(a @ noise.conj())**2).sum(-1)
+        expected = expected + (each / each.max() if normalize else each) / len(bins)
+    power, _ = music(audio, mics, FS, grid, 2, length=256, normalize=normalize)
+    np.testing.assert_allclose(power, expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lines_and_taps_read_the_same(dtype, monkeypatch):
+    audio = torch.randn(2, 12, 900, generator=seeded(72)).to(dtype)
+    for mics, grid in ((HEAD, sphere_grid(15.0)), (HEAD + 2, position_grid((4, 4, 3), 0.8))):
+        steered = SteeredPower(mics, grid, FS)
+        lines = steered(audio)
+        with monkeypatch.context() as m:
+            m.setattr(sp, "_STORED", 0)
+            torch.testing.assert_close(SteeredPower(mics, grid, FS)(audio), lines, rtol=0,
+                                       atol=66e-6)
+            m.setattr(sp, "_FEW", 0)
+            torch.testing.assert_close(steered(audio), lines, rtol=0, atol=66e-6)
 
 
 def test_a_coarse_grid_of_positions_is_named(recwarn):

@@ -9,13 +9,12 @@ __all__ = ['diffuse_coherence', 'mix_diffuse', 'diffuse_noise']
 
 # %% ../../nbs/01_acoustics/05_diffuse_noise.ipynb #df361d43
 import math
-from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from .geometry import SPEED_OF_SOUND
-from .signals import istft, stft
-from ..arguments import as_audio, as_numbers, as_positions, as_rate, as_speed, count, door
+from .geometry import SPEED_OF_SOUND, as_generator
+from .signals import MOST_SAMPLES, as_shape, as_sound_rate, istft, stft
+from ..arguments import as_audio, as_finite, as_numbers, as_positions, as_speed, count, door
 from ..arguments import match_channels
 
 # %% ../../nbs/01_acoustics/05_diffuse_noise.ipynb #af63f656
@@ -24,20 +23,27 @@ def _as_array(value, name: str, like=None) -> Tensor:
     if value.ndim == 2: return value
     raise ValueError(f"{name}: shape {tuple(value.shape)}, needs (mics, 3): one array at a time")
 
+def _as_frequencies(value, name: str, like=None) -> Tensor:
+    value = as_numbers(value, name, like, unit="Hz", least=-1e9, most=1e9)
+    if value.ndim == 1: return value
+    raise ValueError(f"{name}: shape {tuple(value.shape)}, needs (frequencies,)")
+
 # %% ../../nbs/01_acoustics/05_diffuse_noise.ipynb #f9211345
-@door(mics=_as_array, frequencies=partial(as_numbers, unit="Hz"), c=as_speed)
+@door(mics=_as_array, frequencies=_as_frequencies, c=as_speed)
 def diffuse_coherence(mics: Float[Tensor, "mics 3"],  # m
                       frequencies: Float[Tensor, "frequencies"],  # Hz
                       c: float = SPEED_OF_SOUND,  # m/s
                       ) -> Float[Tensor, "frequencies mics mics"]:
     "Coherence of a spherically diffuse field between all microphones, equation (1)."
     # the matrix is symmetric: half of the sines will do
-    i, j = torch.tril_indices(len(mics), len(mics), -1, device=mics.device)
-    d = torch.linalg.vector_norm(mics[i] - mics[j], dim=-1)
-    x = 2 * torch.pi * frequencies[:, None] * d / c
-    coherence = torch.ones(len(frequencies), len(mics), len(mics), dtype=x.dtype, device=x.device)
-    coherence[:, i, j] = coherence[:, j, i] = torch.where(x == 0, torch.ones_like(x), x.sin() / x)
-    return coherence
+    n, (i, j) = len(mics), torch.tril_indices(len(mics), len(mics), -1, device=mics.device)
+    d = as_finite(torch.linalg.vector_norm(mics[i] - mics[j], dim=-1), "length of pairs of mics, m")
+    d = torch.cat([d, d.new_zeros(1)])  # the last one is a microphone's distance from itself
+    entry = torch.full((n, n), len(d) - 1, device=mics.device)
+    entry[i, j] = entry[j, i] = torch.arange(len(i), device=mics.device)
+    x = frequencies.to(mics)[:, None] * (2 * torch.pi * d / c)
+    by_pair = torch.where(x == 0, 1, x.sin() / x)  # torch.sinc takes five times as long
+    return by_pair.index_select(1, entry.flatten()).unflatten(1, (n, n))
 
 # %% ../../nbs/01_acoustics/05_diffuse_noise.ipynb #77cebfca
 # added to the diagonal: at 0 Hz equation (2) would have no unique factor
@@ -46,7 +52,10 @@ _FLOOR = 1e-5
 def _frame_length(mics, fs: float, c: float) -> int:
     "Samples of a frame in which sound crosses the array twice, a power of two from 256 on."
     widest = float(torch.linalg.vector_norm(mics[:, None] - mics, dim=-1).max())
-    return max(256, 2 ** math.ceil(math.log2(2 * widest / c * fs + 1)))
+    if 2 * widest / c * fs < 2**20:
+        return max(256, 2 ** math.ceil(math.log2(2 * widest / c * fs + 1)))
+    raise ValueError(f"mics: {widest:.3g} m apart, which sound takes {widest / c * fs:.3g} samples "
+                     f"to cross; must be at most 2**19 (fs={fs:g} Hz, c={c:g} m/s)")
 
 # %% ../../nbs/01_acoustics/05_diffuse_noise.ipynb #a64ac807
 def _mix(signals, mics, fs: float, c: float):
@@ -55,13 +64,16 @@ def _mix(signals, mics, fs: float, c: float):
     frequencies = torch.linspace(0, fs / 2, length // 2 + 1, dtype=torch.float64,
                                  device=signals.device)
     coherence = diffuse_coherence(mics.double().to(signals.device), frequencies, c)
-    factor = torch.linalg.cholesky(coherence + _FLOOR
-                                   * torch.eye(len(mics), device=signals.device)).to(signals.dtype)
+    coherence.diagonal(dim1=-2, dim2=-1).add_(_FLOOR)
+    factor = torch.linalg.cholesky(coherence).to(signals.dtype)
     spectra = stft(signals, length).movedim(-2, -3)  # (*batch, frequencies, mics, frames)
-    return istft((factor.to(spectra.dtype) @ spectra).movedim(-3, -2), signals.shape[-1])
+    # the factor is real: it mixes real and imaginary parts alike, at half the cost
+    mixed = factor @ torch.view_as_real(spectra.contiguous()).flatten(-2)
+    mixed = torch.view_as_complex(mixed.unflatten(-1, (-1, 2)))
+    return istft(mixed.movedim(-3, -2), signals.shape[-1])
 
 # %% ../../nbs/01_acoustics/05_diffuse_noise.ipynb #deda73e8
-@door(signals=as_audio, mics=_as_array, fs=as_rate, c=as_speed)
+@door(signals=as_audio, mics=_as_array, fs=as_sound_rate, c=as_speed)
 def mix_diffuse(signals: Float[Tensor, "*batch channels time"],  # independent, of equal spectrum
                 mics: Float[Tensor, "mics 3"],  # m
                 fs: float = 16000,  # Hz
@@ -73,11 +85,13 @@ def mix_diffuse(signals: Float[Tensor, "*batch channels time"],  # independent, 
     return _mix(signals, mics, fs, c)
 
 # %% ../../nbs/01_acoustics/05_diffuse_noise.ipynb #292f6179
-@door(mics=_as_array, time=count(), fs=as_rate, c=as_speed)
+@door(mics=_as_array, time=count(1, MOST_SAMPLES), fs=as_sound_rate, generator=as_generator,
+      c=as_speed, batch=as_shape)
 def diffuse_noise(mics: Float[Tensor, "mics 3"],  # m
                   time: int,  # samples
                   fs: float = 16000,  # Hz
-                  generator: torch.Generator | None = None,  # on the CPU, for every device
+                  # on the CPU, for every device; a whole number is its seed
+                  generator: torch.Generator | None = None,
                   c: float = SPEED_OF_SOUND,  # m/s
                   batch: tuple[int, ...] = (),  # independent fields
                   ) -> Float[Tensor, "*batch mics time"]:

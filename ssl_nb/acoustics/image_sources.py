@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from .geometry import SPEED_OF_SOUND
-from ..arguments import as_numbers, as_positions, as_rate, as_speed, count, door, number
+from .signals import as_sound_rate
+from ..arguments import as_numbers, as_positions, as_speed, count, door, number
 
 # %% ../../nbs/01_acoustics/04_image_sources.ipynb #aac2c54a
 _HALF = 40  # samples on each side of the sinc
@@ -35,16 +36,9 @@ def _count(bins, delay, amplitude):
     position = delay.floor().add_(delay, alpha=_PHASES)
     position.clamp_(max=bins.shape[-1] - 2)
     index = position.long()
-    share = position.sub_(index).mul_(amplitude)
+    share = position.frac_().mul_(amplitude)
     bins.scatter_add_(1, index, amplitude - share)
     bins.scatter_add_(1, index.add_(1), share)
-
-# %% ../../nbs/01_acoustics/04_image_sources.ipynb #bb0e955b
-def _filter_bins(bins, taps: int):
-    "Responses (rows, taps) from the bins (rows, (taps + 40) * (phases + 1) and more)."
-    by_phase = bins[:, :(taps + _HALF) * (_PHASES + 1)].unflatten(1, (taps + _HALF, _PHASES + 1)).mT
-    h = torch.nn.functional.conv_transpose1d(by_phase, _phase_kernels(bins.dtype, bins.device))
-    return h[:, 0, _HALF:_HALF + taps]
 
 # %% ../../nbs/01_acoustics/04_image_sources.ipynb #9892902e
 def _axis_tables(length: float, walls, sources, mics, radius: float):
@@ -71,22 +65,68 @@ def _reachable_columns(y_table, z_table, radius: float, max_order: int | None):
     return y[:, i] + z[:, j], gain_y[i] * gain_z[j], n_y[i] + n_z[j], least[i, j]
 
 # %% ../../nbs/01_acoustics/04_image_sources.ipynb #09cb63b0
+_COUNTED = 2**17  # numbers in a group
+
+def _groups(reach: list[int], rows: int):
+    "Neighbouring images along x, in groups of about `_COUNTED` echoes: lists of their indices."
+    group, size = [], 0
+    for k, n in enumerate(reach):
+        if group and (size + n) * rows > _COUNTED:
+            yield group
+            group, size = [], 0
+        if n: group, size = group + [k], size + n
+    if group: yield group
+
+# %% ../../nbs/01_acoustics/04_image_sources.ipynb #e1d0f8a4
 def _responses(size, absorption, sources, mics, fs: float, taps: int, c: float,
                max_order: int | None):
     "Responses of one room: rows of sources (rows, 3) and mics (rows, 3) -> (rows, taps)."
     radius = (taps + _HALF) * c / fs  # images whose sinc still reaches into the last tap
-    tables = [_axis_tables(float(size[a]), absorption[2 * a:2 * a + 2], sources[:, a], mics[:, a],
-                           radius) for a in range(3)]
-    columns, gains, reflections, least = _reachable_columns(*tables[1:], radius, max_order)
-    bins = sources.new_zeros(len(sources), (taps + _HALF + 1) * (_PHASES + 1) + 2)
-    reach = torch.searchsorted(least, radius**2 - tables[0][0].amin(0)).tolist()
-    for x, gain_x, n_x, n in zip(tables[0][0].unbind(1), tables[0][1], tables[0][2], reach):
-        if not n: continue
-        distance = (columns[:, :n] + x[:, None]).sqrt_()
-        gain = gains[:n] * gain_x
-        if max_order is not None: gain = gain * (reflections[:n] + n_x <= max_order)
-        _count(bins, distance * (fs / c), gain / distance)
+    (x, gain_x, n_x), *others = [
+        _axis_tables(float(size[a]), absorption[2 * a:2 * a + 2], sources[:, a], mics[:, a], radius)
+        for a in range(3)]
+    columns, gains, reflections, least = _reachable_columns(*others, radius, max_order)
+    bins, counted = _empty_bins(sources, taps)
+    reach = torch.searchsorted(least, radius**2 - x.amin(0)).tolist()
+    for group in _groups(reach, len(sources)):
+        distance = torch.cat([columns[:, :reach[k]] + x[:, k:k + 1] for k in group], 1).sqrt_()
+        gain = torch.cat([gains[:reach[k]] * gain_x[k] for k in group])
+        if max_order is not None:
+            gain = gain * (torch.cat([reflections[:reach[k]] + n_x[k] for k in group]) <= max_order)
+        _count(counted, distance * (fs / c), gain / distance)
     return _filter_bins(bins, taps)
+
+# %% ../../nbs/01_acoustics/04_image_sources.ipynb #3395144f
+_BLOCK = 64  # taps that are filtered together
+_WIDTH = 16  # the first matrix is padded to a multiple of so many columns: narrow ones are slow
+
+@lru_cache(maxsize=4)  # at most 1.2 MB each
+def _block_filter(dtype, device):
+    "From phases to shapes (phases + 1, shapes and zeros), and from samples of shapes to a block."
+    kernels = _phase_kernels(torch.float64, torch.device("cpu"))[:, 0]
+    u, s, v = torch.linalg.svd(kernels, full_matrices=False)
+    kept = int((s > torch.finfo(dtype).eps * s[0]).sum())
+    i, j = torch.arange(_BLOCK + 2 * _HALF)[:, None], torch.arange(_BLOCK)
+    at = j + 2 * _HALF - i  # which sample of the sinc, if any
+    inside = (at >= 0) & (at <= 2 * _HALF)
+    block = torch.where(inside, v[:kept, at.clamp(0, 2 * _HALF)], 0).movedim(0, 1).flatten(0, 1)
+    to_shapes = torch.nn.functional.pad((u * s)[:, :kept], (0, -kept % _WIDTH))
+    return [m.to(device=device, dtype=dtype).contiguous() for m in (to_shapes, block)]
+
+# %% ../../nbs/01_acoustics/04_image_sources.ipynb #fe8304d4
+def _empty_bins(like, taps: int):
+    "Bins for whole blocks (rows, numbers), and their part from time 0 on, into which one counts."
+    samples = -(-taps // _BLOCK) * _BLOCK + 2 * _HALF
+    bins = like.new_zeros(len(like), (samples + 1) * (_PHASES + 1))
+    return bins, bins[:, _HALF * (_PHASES + 1):]
+
+def _filter_bins(bins, taps: int):
+    "Responses (rows, taps) from bins of `_empty_bins`."
+    to_shapes, block = _block_filter(bins.dtype, bins.device)
+    kept = len(block) // (_BLOCK + 2 * _HALF)
+    shapes = (bins.unflatten(1, (-1, _PHASES + 1)) @ to_shapes)[..., :kept].flatten(1)
+    pieces = shapes.unfold(1, (_BLOCK + 2 * _HALF) * kept, _BLOCK * kept)
+    return (pieces @ block).flatten(1)[:, :taps]
 
 # %% ../../nbs/01_acoustics/04_image_sources.ipynb #a324c181
 # numbers in a group of rows, on the CPU (32 MB in single precision) and elsewhere
@@ -126,8 +166,8 @@ def _rows_at_once(sizes, on_cpu: bool, taps: int, radius: float) -> int:
 
 # %% ../../nbs/01_acoustics/04_image_sources.ipynb #c1bbe2ed
 @door(size=_as_sizes, absorption=_as_walls, sources=partial(as_positions, axes=(3,)),
-      mics=partial(as_positions, axes=(3,)), fs=as_rate, seconds=number("s", above=0), c=as_speed,
-      max_order=count(least=0))
+      mics=partial(as_positions, axes=(3,)), fs=as_sound_rate, seconds=number("s", above=0),
+      c=as_speed, max_order=count(0, 1_000_000))
 def image_source_rirs(
     size: Float[Tensor, "*rooms 3"],  # sides of the rooms, m
     absorption: Float[Tensor, "*#rooms 6"],  # of the walls x=0, x=L, y=0, y=L, z=0, z=L, 0 to 1

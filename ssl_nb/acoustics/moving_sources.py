@@ -17,12 +17,14 @@ import scipy.signal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from .geometry import SPEED_OF_SOUND, distances
-from .rooms import METHODS, Room, Scene, anechoic_rirs, check_inside, check_scene
-from .rooms import default_mixing_time, early_rirs, late_tail, reverberate, rirs
-from .signals import NOISES, add_noise, noise, voice_activity
-from ..arguments import as_audio, as_finite, as_points, as_positions, as_range, as_rate
-from ..arguments import as_signal, as_speed, choice, count, door, match_shapes, number
+from .geometry import SPEED_OF_SOUND, as_generator, distances
+from .rooms import METHODS, Room, Scene, add_reverberation, as_room, check_inside
+from .rooms import check_scene, default_mixing_time, early_rirs, late_tail
+from .rooms import reverberate, rirs, samples_of
+from .signals import MOST_SAMPLES, NOISES, add_noise, as_sound_rate, noise
+from .signals import voice_activity
+from ..arguments import as_audio, as_finite, as_numbers, as_points, as_positions, as_signal
+from ..arguments import as_speed, choice, count, door, match_shapes, number, span
 
 # %% ../../nbs/01_acoustics/06_moving_sources.ipynb #2bbf5fb5
 def _single(check, ndim: int, needs: str):
@@ -39,8 +41,13 @@ _as_path = _single(partial(as_positions, axes=(3,)), 2, "(points, 3): one path")
 _as_sound = _single(as_signal, 1, "(time,): one signal")
 
 def _per_axis(value, name: str, like=None) -> Tensor:
-    value = as_finite(value, name, like)
-    return value if value.ndim else value.expand(3)
+    value = as_numbers(value, name, like, least=-1e6, most=1e6)
+    if value.shape == (3,) or not value.ndim: return value.expand(3)
+    raise ValueError(f"{name}: shape {tuple(value.shape)}, needs one number or three, one per axis")
+
+def _as_trajectory(value, name: str, like=None):
+    if isinstance(value, Trajectory): return value
+    raise ValueError(f"{name}: a {type(value).__name__}, must be a Trajectory")
 
 def _check_track(times, positions) -> None:
     if times.ndim != 1 or len(times) != len(positions) or not len(times):
@@ -78,8 +85,10 @@ Trajectory.__init__ = door(times=as_finite, positions=_as_path)(Trajectory.__ini
 # %% ../../nbs/01_acoustics/06_moving_sources.ipynb #937b8f84
 _TRACK_STEP = 0.02  # s; a wiggle of 0.5 m and 1 Hz is then followed to a millimetre
 
-@door(start=_as_point, end=_as_point, seconds=number("s", above=0), amplitude=_per_axis,
-      oscillations=_per_axis)
+_LONG = 1e6  # s, the longest walk
+
+@door(start=_as_point, end=_as_point, seconds=number("s", above=0, most=_LONG),
+      amplitude=_per_axis, oscillations=_per_axis)
 def line_trajectory(
     start: Float[Tensor, "3"], end: Float[Tensor, "3"],  # m
     seconds: float, amplitude: Float[Tensor, "3"] | float = 0.0,  # of the wiggle along each axis, m
@@ -100,7 +109,9 @@ def _margins(room: Room, margin: float):
     return torch.full((3,), margin), torch.tensor(room.size) - margin
 
 # %% ../../nbs/01_acoustics/06_moving_sources.ipynb #771211fb
-@door(seconds=number("s", above=0), oscillations=as_range, amplitude=as_range, margin=number("m"))
+@door(room=as_room, seconds=number("s", above=0, most=_LONG), generator=as_generator,
+      oscillations=span(least=0, most=1e6), amplitude=span("m", least=0, most=1e6),
+      margin=number("m"))
 def random_trajectory(room: Room, seconds: float, generator: torch.Generator,
                       oscillations: tuple[float, float] = (0.0, 2.0),
                       amplitude: tuple[float, float] = (0.0, 1.0),  # ranges; m
@@ -116,7 +127,8 @@ def random_trajectory(room: Room, seconds: float, generator: torch.Generator,
     return line_trajectory(start, end, seconds, torch.minimum(drawn, free), turns)
 
 # %% ../../nbs/01_acoustics/06_moving_sources.ipynb #6ebf1e3e
-@door(seconds=number("s", above=0), speed=number("m/s", least=0), turning=number("s", above=0),
+@door(room=as_room, seconds=number("s", above=0, most=_LONG), generator=as_generator,
+      speed=number("m/s", least=0, most=1000), turning=number("s", above=0, most=_LONG),
       height=number("m", least=0), margin=number("m"))
 def random_walk(
         room: Room, seconds: float, generator: torch.Generator,
@@ -127,6 +139,8 @@ def random_walk(
         ) -> Trajectory:
     "A walk whose velocity is an Ornstein-Uhlenbeck process, folded back at the walls."
     low, high = _margins(room, margin)
+    if height is not None and height > room.size[2]:
+        raise ValueError(f"height={height} m: must be at most {room.size[2]:g} m, that of the room")
     axes = 3 if height is None else 2
     steps = math.ceil(seconds / _TRACK_STEP) + 1
     keep = math.exp(-_TRACK_STEP / turning)
@@ -188,82 +202,104 @@ def _blocks(signal, h, shift, hop: int, first: int, margin: int):
                          -shift * _FINER)
 
 # %% ../../nbs/01_acoustics/06_moving_sources.ipynb #e0d21cdd
-_BLOCK_NUMBERS = 2**24  # in a group of blocks: 64 MB in single precision
+_BLOCK_NUMBERS = 2**22  # in a group of blocks: 16 MB in single precision
 
-def _glide(signal, h, trajectory, mics, fs: float, c: float, hop: int):
-    "Equation (2) for responses h (knots, mics, taps) every `hop` samples."
-    time, knots = signal.shape[-1], len(h)
-    arrival = _direct_delays(trajectory, -hop, knots * hop, mics.double(), fs, c)
-    at_knot = distances(mics.double(), trajectory.at(torch.arange(knots) * hop / fs).to(mics)
-                                       .double()) * fs / c  # (knots, mics)
-    shift = (arrival.unfold(1, 2 * hop, hop)[:, :knots].movedim(1, 0) - at_knot.unsqueeze(-1)).to(h)
-    margin = int(shift.abs().max().ceil()) + 4
-    fade = torch.hann_window(2 * hop, device=h.device, dtype=h.dtype)
-    out = h.new_zeros(len(mics), (knots + 1) * hop)
-    group = max(1, _BLOCK_NUMBERS // (len(mics) * _FINER * (h.shape[-1] + 2 * hop + 2 * margin)))
+def _glide(signal, respond, trajectory, mics, fs: float, c: float, hop: int, taps: int):
+    "Equation (2) for responses `respond(first, last)` (knots, mics, `taps`) every `hop` samples."
+    time = signal.shape[-1]
+    knots = math.ceil(time / hop) + 1
+    fade = torch.hann_window(2 * hop, device=mics.device, dtype=mics.dtype)
+    out = mics.new_zeros(len(mics), time)
+    group = max(1, _BLOCK_NUMBERS // (len(mics) * _FINER * (taps + 2 * hop)))
     for first in range(0, knots, group):
-        blocks = _blocks(signal, h[first:first + group], shift[first:first + group], hop, first,
-                         margin) * fade
-        for k, block in enumerate(blocks, first): out[:, k * hop:(k + 2) * hop] += block
-    return out[:, hop:hop + time]
+        last = min(first + group, knots)
+        h, shift = respond(first, last), _shifts(trajectory, first, last, mics, fs, c, hop)
+        margin = int(shift.abs().max().ceil()) + 4
+        blocks = _blocks(signal, h, shift.to(h), hop, first, margin) * fade
+        for k, block in enumerate(blocks, first):
+            start, stop = max((k - 1) * hop, 0), min((k + 1) * hop, time)
+            out[:, start:stop] += block[:, start - (k - 1) * hop:stop - (k - 1) * hop]
+    return out
+
+def _shifts(trajectory, first: int, last: int, mics, fs: float, c: float, hop: int):
+    "What is missing to the direct delay of each knot, in samples (knots, mics, 2 * hop)."
+    arrival = _direct_delays(trajectory, (first - 1) * hop, last * hop, mics.double(), fs, c)
+    at = trajectory.at(torch.arange(first, last) * hop / fs).to(mics).double()
+    return (arrival.unfold(1, 2 * hop, hop).movedim(1, 0)
+            - (distances(mics.double(), at) * fs / c).unsqueeze(-1))
 
 # %% ../../nbs/01_acoustics/06_moving_sources.ipynb #af160b59
-def _follow(level, knots_hop: int, time: int):
-    "Levels (knots, mics) at every sample (mics, time), straight lines between the knots."
-    share = torch.arange(time, device=level.device) / knots_hop
-    left = share.floor().long().clamp(max=len(level) - 2)
+def _follow(level, knots_hop: int, start: int, stop: int):
+    "Levels (knots, mics) at samples `start` to `stop` (mics, samples), straight between the knots."
+    share = torch.arange(start, stop, device=level.device, dtype=torch.float64) / knots_hop
+    left = share.floor().long().clamp(0, len(level) - 2)
     return torch.lerp(level[left], level[left + 1],
-                      (share - left).clamp(max=1).unsqueeze(-1).to(level)).mT
+                      (share - left).clamp(0, 1).unsqueeze(-1).to(level)).mT
+
+def _early(room, at, mics, fs: float, c: float, mixing: float, level):
+    "Early responses at some of the places `at`; their levels go into `level` (places, mics)."
+    def respond(first, last):
+        h, level[first:last] = early_rirs(room, at[first:last], mics, fs, c, mixing)
+        return h
+    return respond
 
 # %% ../../nbs/01_acoustics/06_moving_sources.ipynb #dcdcafc4
 def _check_interval(interval: float, fs: float) -> None:
     if interval * fs < 1:
         raise ValueError(f"interval={interval} s: must be at least one sample at {fs:g} Hz")
+    if interval * fs > 2**28:
+        raise ValueError(f"interval={interval:g} s: must be at most 2**28 samples at {fs:g} Hz")
 
 # %% ../../nbs/01_acoustics/06_moving_sources.ipynb #f832258e
-@door(signal=_as_sound, mics=_as_array, fs=as_rate, method=choice(*METHODS),
-      snr_db=number("dB", finite=False), interval=number("s", above=0), c=as_speed)
+@door(signal=_as_sound, room=as_room, trajectory=_as_trajectory, mics=_as_array, fs=as_sound_rate,
+      method=choice(*METHODS), snr_db=number("dB", finite=False), generator=as_generator,
+      interval=number("s", above=0), c=as_speed)
 def moving_source(
     signal: Float[Tensor, "time"],  # what the source says
-    room: Room, trajectory: Trajectory, mics: Float[Tensor, "mics 3"],  # m
+    room: Room | None,  # None for the free field
+    trajectory: Trajectory, mics: Float[Tensor, "mics 3"],  # m
     fs: float = 16000,  # Hz
     method: str = "hybrid",  # as in `rirs`
     snr_db: float = float("inf"),  # sensor noise, see `add_noise`, dB
-    generator: torch.Generator | None = None,  # of noise and late sound, on the CPU
+    # of noise and late sound, on the CPU; a whole number is its seed
+    generator: torch.Generator | None = None,
     interval: float = 0.1,  # from one response to the next, s
     c: float = SPEED_OF_SOUND,  # m/s
     ) -> Scene:  # position in the middle of each 20 ms frame, and whether the source speaks in it
-    """The recording of a source that moves, equation (2). Raises `ValueError` for a trajectory that
-    leaves the room and as `rirs` does."""
-    _check_interval(interval, fs)
-    hop, frame = round(interval * fs), round(0.02 * fs)
-    knots = math.ceil(len(signal) / hop) + 1
-    at = trajectory.at(torch.arange(knots) * hop / fs).to(mics)
-    check_inside("trajectory", trajectory.positions.to(mics), room)
+    """The recording of a source that moves, equation (2); every microphone hears all sides alike,
+    with gain 1. Raises `ValueError` for a trajectory that leaves the room and as `rirs` does."""
+    _check_interval(interval, fs); signal = signal.to(mics)
+    hop, frame = round(interval * fs), max(1, round(0.02 * fs))
+    at = trajectory.at(torch.arange(math.ceil(len(signal) / hop) + 1) * hop / fs).to(mics)
+    if room is not None: check_inside("trajectory", trajectory.positions.to(mics), room)
     check_scene(room, at, mics)
-    level = None
-    if method == "anechoic" or room.t60 == 0: h = anechoic_rirs(at, mics, fs, c)
-    elif method == "image": h = rirs(room, at, mics, fs, method, c)
-    else:
+    walls = room is not None and room.t60 > 0 and method != "anechoic"
+    if walls and method == "hybrid":
         mixing = default_mixing_time(room, at, mics, fs, c, None)
-        h, level = early_rirs(room, at, mics, fs, c, mixing)
-    audio = _glide(signal.to(mics), h, trajectory, mics, fs, c, hop)
-    if level is not None:
+        level = mics.new_empty(len(at), len(mics))
+        respond, seconds = _early(room, at, mics, fs, c, mixing, level), mixing
+    else:
+        respond = lambda a, b: rirs(room if walls else None, at[a:b], mics, fs, method, c)
+        seconds = room.t60 if walls else float(distances(mics, at).max()) / c
+    audio = _glide(signal, respond, trajectory, mics, fs, c, hop, int(seconds * fs) + 100)
+    if walls and method == "hybrid":
         late = late_tail(room, mics, fs, c, mixing, "diffuse", generator, 1)[0]
-        audio = audio + reverberate(signal.to(mics) * _follow(level, hop, len(signal)),
-                                    late.unsqueeze(-2))[:, 0]
+        loud = lambda a, b: samples_of(signal, a, b) * _follow(level, hop, a, b)
+        add_reverberation(audio.unsqueeze(-2), loud, late.unsqueeze(-2))
     if snr_db != math.inf: audio = add_noise(audio, snr_db, generator)
     active = voice_activity(signal, fs)
     return Scene(audio, fs, mics, trajectory.at((torch.arange(len(active)) + 0.5) * frame / fs)
                                   .to(mics), active, room, frame)
 
 # %% ../../nbs/01_acoustics/06_moving_sources.ipynb #7ea217b9
-@door(position=_as_point, mics=_as_array, time=count(), fs=as_rate, kind=choice(*NOISES),
-      method=choice(*METHODS), c=as_speed)
-def directional_noise(room: Room, position: Float[Tensor, "3"],  # of the noise source, m
+@door(room=as_room, position=_as_point, mics=_as_array, time=count(1, MOST_SAMPLES),
+      generator=as_generator, fs=as_sound_rate, kind=choice(*NOISES), method=choice(*METHODS),
+      c=as_speed)
+def directional_noise(room: Room | None,  # None for the free field
+                      position: Float[Tensor, "3"],  # of the noise source, m
                       mics: Float[Tensor, "mics 3"],  # m
                       time: int,  # samples
-                      generator: torch.Generator,  # on the CPU
+                      generator: torch.Generator,  # on the CPU; a whole number is its seed
                       fs: float = 16000,  # Hz
                       kind: str = "white",  # white or pink
                       method: str = "hybrid",
@@ -272,7 +308,7 @@ def directional_noise(room: Room, position: Float[Tensor, "3"],  # of the noise 
     h = rirs(room, position, mics, fs, method, c, generator=generator)
     return reverberate(noise((time + h.shape[-1],), kind, generator).to(mics), h)[..., -time:]
 
-@door(audio=as_audio, disturbance=as_audio, snr_db=number("dB"))
+@door(audio=as_audio, disturbance=as_audio, snr_db=number("dB", least=-300, most=300))
 def mix_at_snr(audio: Float[Tensor, "*batch mics time"],
                disturbance: Float[Tensor, "*batch mics time"],
                snr_db: float,  # of the sum over microphones, dB
@@ -286,14 +322,14 @@ def mix_at_snr(audio: Float[Tensor, "*batch mics time"],
     return audio + disturbance * (power / other / 10 ** (snr_db / 10)).sqrt()
 
 # %% ../../nbs/01_acoustics/06_moving_sources.ipynb #2f7aefe4
-@door(mics=_as_array, sigma=number("m", least=0))
+@door(mics=_as_array, sigma=number("m", least=0, most=1e6), generator=as_generator)
 def jitter_mics(mics: Float[Tensor, "mics 3"],  # m
                 sigma: float,  # standard deviation along each axis, m
                 generator: torch.Generator) -> Float[Tensor, "mics 3"]:
     "Microphones displaced at random."
     return mics + sigma * torch.randn(mics.shape, generator=generator).to(mics)
 
-@door(mics=_as_array, percent=number("%", least=0))
+@door(mics=_as_array, percent=number("%", least=0, most=1e6), generator=as_generator)
 def corrupt_metadata(mics: Float[Tensor, "mics 3"],  # m
                      percent: float,  # of the largest coordinate, measured from the array's centre
                      generator: torch.Generator) -> Float[Tensor, "mics 3"]:

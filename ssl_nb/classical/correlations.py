@@ -6,11 +6,12 @@ Docs: https://ssl-nb.github.io/ssl_nb/02_classical/correlations.html.md"""
 
 # %% auto #0
 __all__ = ['WEIGHTINGS', 'transform_length', 'bin_weights', 'whiten', 'pair_runs', 'cross_spectra', 'lags_by_transform',
-           'lag_matrices', 'lags_by_matrix', 'takes_matrix', 'band_bins', 'correlate']
+           'block_width', 'block_matrices', 'mirrored', 'lags_by_blocks', 'takes_blocks', 'band_bins', 'scratch',
+           'correlate']
 
 # %% ../../nbs/02_classical/05_correlations.ipynb #e0222680
 from functools import lru_cache
-import math
+import math, threading
 import scipy.fft
 import torch
 from jaxtyping import Float, Int
@@ -35,34 +36,32 @@ def bin_weights(n: int,  # samples of the transform
 WEIGHTINGS = ("phat", "scot", "none")
 _SMOOTH = 17  # bins over which SCOT averages the power
 
-def _smoothed(magnitude):
-    "Root of the power (..., bins), averaged over `_SMOOTH` bins."
-    power = magnitude.square().reshape(-1, 1, magnitude.shape[-1])
-    smooth = torch.nn.functional.avg_pool1d(power, _SMOOTH, 1, _SMOOTH // 2,
+def _smoothed(power):
+    "Power (..., bins) averaged over `_SMOOTH` bins."
+    flat = power.reshape(-1, 1, power.shape[-1])
+    smooth = torch.nn.functional.avg_pool1d(flat, _SMOOTH, 1, _SMOOTH // 2,
                                             count_include_pad=False)
-    return smooth.reshape(magnitude.shape).sqrt()
+    return smooth.reshape(power.shape)
 
 # %% ../../nbs/02_classical/05_correlations.ipynb #5afd8885
 def whiten(spectrum: Tensor,  # of each channel, complex, (..., bins)
            weights: Float[Tensor, "bins"],  # from bin_weights
            weighting: str = "phat",  # phat, scot or none
-           beta: float = 1.0) -> tuple[Tensor, Tensor]:  # real and imaginary part, (..., bins)
+           beta: float = 1.0) -> Tensor:  # complex, (..., bins)
     "Channels with a weighting's magnitude divided out and unit energy; a silent one stays zero."
-    re, im = (part.contiguous() for part in torch.view_as_real(spectrum).unbind(-1))
-    smallest = torch.finfo(re.dtype).tiny
-    # clamped, because a square root has no slope at 0
-    magnitude = torch.addcmul(re * re, im, im).clamp(min=smallest).sqrt()
-    loudest = magnitude.amax(-1, keepdim=True)
-    heard = loudest > smallest**0.5
+    smallest = torch.finfo(weights.dtype).tiny
+    # clamped, because a root has no slope at 0
+    power = (spectrum * spectrum.conj()).real.clamp(min=smallest)
+    loudest = power.amax(-1, keepdim=True)
+    heard = loudest > smallest
     loudest = loudest.where(heard, torch.ones_like(loudest))
-    if weighting == "none": divisor = loudest.expand_as(magnitude)
+    if weighting == "none": scale = loudest.rsqrt().expand_as(power)
     else:
-        floor = loudest * (1e-6 if re.dtype == torch.float32 else 1e-14)
-        divisor = torch.maximum(_smoothed(magnitude) if weighting == "scot" else magnitude, floor)
-        if beta != 1: divisor = divisor**beta
-    energy = ((magnitude / divisor).square() @ weights).unsqueeze(-1)
-    scale = (divisor * energy.where(heard, torch.ones_like(energy)).sqrt()).reciprocal()
-    return re * scale, im * scale
+        floor = loudest * (1e-12 if power.dtype == torch.float32 else 1e-28)
+        below = torch.maximum(_smoothed(power) if weighting == "scot" else power, floor)
+        scale = below.rsqrt() if beta == 1 else below ** (-beta / 2)
+    energy = ((power * scale.square()) @ weights).unsqueeze(-1)
+    return spectrum * (scale * energy.where(heard, torch.ones_like(energy)).rsqrt())
 
 # %% ../../nbs/02_classical/05_correlations.ipynb #1e64118c
 def pair_runs(pairs: list[list[int]]) -> list[list[int]]:  # [i, j, n] is (i, j), (i, j + 1), ...
@@ -73,12 +72,14 @@ def pair_runs(pairs: list[list[int]]) -> list[list[int]]:  # [i, j, n] is (i, j)
         else: runs.append([i, j, 1])
     return runs
 
-def cross_spectra(re: Tensor, im: Tensor,  # of whitened channels, (frames, mics, bins)
-                  runs: list[list[int]]) -> tuple[Tensor, Tensor]:  # (frames, pairs, bins)
-    "Real and imaginary part of the cross-spectra (1) of runs of pairs."
-    sides = [(re[:, i:i + 1], im[:, i:i + 1], re[:, j:j + n], im[:, j:j + n]) for i, j, n in runs]
-    real = torch.cat([torch.addcmul(a * c, b, d) for a, b, c, d in sides], 1)
-    return real, torch.cat([torch.addcmul(b * c, a, d, value=-1) for a, b, c, d in sides], 1)
+def cross_spectra(left: Tensor, right: Tensor,  # whitened, and its conjugate, (frames, mics, bins)
+                  runs: list[list[int]],
+                  room: Tensor | None = None) -> Tensor:  # (frames, pairs, bins)
+    "Cross-spectra (1) of runs of pairs."
+    sides = [(left[:, i:i + 1], right[:, j:j + n]) for i, j, n in runs]
+    if room is None: return torch.cat([a * b for a, b in sides], 1)
+    for (a, b), to in zip(sides, room.split([n for *_, n in runs], 1)): torch.mul(a, b, out=to)
+    return room
 
 # %% ../../nbs/02_classical/05_correlations.ipynb #37cfe989
 def lags_by_transform(cross: Tensor,  # complex, (frames, pairs, bins)
@@ -91,34 +92,64 @@ def lags_by_transform(cross: Tensor,  # complex, (frames, pairs, bins)
     gcc = torch.fft.irfft(cross, n * interpolation, norm="forward")
     return torch.cat([gcc[..., -half:], gcc[..., :half + 1]], -1)
 
-# %% ../../nbs/02_classical/05_correlations.ipynb #fb1346b7
-@lru_cache(maxsize=8)
-def lag_matrices(n: int, max_lag: int, interpolation: int, dtype: torch.dtype,
-                 device: torch.device) -> tuple[Tensor, Tensor]:
-    "Cosines (bins, lags from 0) and minus sines (bins, lags after 0) of (2), times bin_weights."
+# %% ../../nbs/02_classical/05_correlations.ipynb #90c6b398
+_TURNS, _WIDEST = 0.47, 1024  # of the phase within a block, at most; bins of a block, at most
+
+def block_width(n: int, max_lag: int) -> int:  # bins
+    "Bins of a block, within which the phase of the largest lag goes through `_TURNS` turns."
+    return max(1, min(_WIDEST, int(_TURNS * n / max_lag)))
+
+def _terms(wave, within, lags, max_lag, count):
+    "The `count` best functions of the place in a block, (width, count), and those of the lag."
+    # an even or odd wave of so few turns is spanned by its values at a few lags
+    some = torch.linspace(0, max_lag, 4 * count, dtype=torch.float64)
+    basis = torch.linalg.svd(wave(within[:, None] * some), full_matrices=False)[0][:, :count]
+    return basis, basis.T @ wave(within[:, None] * lags)
+
+# %% ../../nbs/02_classical/05_correlations.ipynb #e5c1d1f3
+@lru_cache(maxsize=4)
+def block_matrices(n: int, first: int, blocks: int,  # samples; the first bin; blocks of bins
+                   max_lag: int, interpolation: int, dtype: torch.dtype,
+                   device: torch.device) -> tuple[Tensor, Tensor]:
+    "What takes a block to its sums, (2 width, sums), and all sums to the lags, for (3)."
     with torch.inference_mode(False):  # made in evaluation, they must still serve in training
-        steps = torch.arange(max_lag * interpolation + 1)
-        # whole turns are taken off in integers, so that no digit is lost
-        turns = torch.remainder(torch.arange(n // 2 + 1)[:, None] * steps, n * interpolation)
-        angle = 2 * torch.pi * (turns.double() / (n * interpolation))
-        counts = bin_weights(n, angle)[:, None]
-        return ((counts * angle.cos()).to(device=device, dtype=dtype),
-                (-counts * angle[:, 1:].sin()).to(device=device, dtype=dtype))
+        width, count = block_width(n, max_lag), 4 if dtype == torch.float32 else 8
+        steps = torch.arange(-max_lag * interpolation, max_lag * interpolation + 1)
+        within = 2 * torch.pi / n * (torch.arange(width, dtype=torch.float64) - (width - 1) / 2)
+        (e, E), (o, O) = (_terms(wave, within, steps.double() / interpolation, max_lag, count)
+                          for wave in (torch.cos, torch.sin))
+        none = torch.zeros_like(e[:, :o.shape[1]])
+        # a complex number is two real ones, side by side
+        real, imag = torch.cat([e, none, o, none], 1), torch.cat([none, e, none, o], 1)
+        # twice the middle is a whole number; whole turns are taken off in integers
+        middle, period = 2 * first + width - 1 + 2 * width * torch.arange(blocks), 2 * n
+        turns = torch.remainder(middle[:, None] * steps, period * interpolation)
+        angle = 2 * torch.pi * turns.double()[:, None] / (period * interpolation)
+        c, s = 2 * angle.cos(), 2 * angle.sin()  # twice: every bin but two has a mirror image
+        lags = torch.cat([c * E, -s * E, -s * O, -c * O], 1)
+        return (torch.stack([real, imag], 1).flatten(0, 1).to(device, dtype),
+                lags.flatten(0, 1).to(device, dtype))
 
-def lags_by_matrix(real: Tensor, imag: Tensor,  # of cross-spectra, (frames, pairs, bins)
-                   cosines: Tensor, minus_sines: Tensor) -> Tensor:  # (frames, pairs, lags)
-    "Equation (2): the inverse transform at the wanted lags alone."
-    even, odd = real @ cosines, imag @ minus_sines
-    return torch.cat([(even[..., 1:] - odd).flip(-1), even[..., :1], even[..., 1:] + odd], -1)
+# %% ../../nbs/02_classical/05_correlations.ipynb #3629a8b0
+def mirrored(white: Tensor, n: int, first: int, width: int) -> Tensor:
+    """Whitened channels (..., bins) ready for blocks: 0 Hz and Nyquist's frequency, which have no
+    mirror image, count half in every product, and zeros fill the last block."""
+    last = first + white.shape[-1] - 1
+    if first == 0: white[..., 0] *= 0.5**0.5
+    if 2 * last == n: white[..., -1] *= 0.5**0.5
+    return torch.nn.functional.pad(white, (0, -white.shape[-1] % width))
 
-# %% ../../nbs/02_classical/05_correlations.ipynb #9e714161
-_MATRIX_LAGS = 100  # up to this many lags the matrix product is the faster way
-_MATRIX_VALUES = 2**20  # numbers in the matrices, at most
+def lags_by_blocks(cross: Tensor,  # complex, (frames, pairs, blocks * width)
+                   inner: Tensor, outer: Tensor) -> Tensor:  # (frames, pairs, lags)
+    "Equation (3) by the matrices of `block_matrices`."
+    sums = torch.view_as_real(cross).reshape(-1, len(inner)) @ inner
+    return (sums.reshape(-1, len(outer)) @ outer).reshape(*cross.shape[:2], -1)
 
-def takes_matrix(n: int, max_lag: int, interpolation: int = 1) -> bool:
-    "Is equation (2) by a matrix product the faster way?"
-    values = (n // 2 + 1) * (2 * max_lag * interpolation + 1)
-    return 2 * max_lag < _MATRIX_LAGS and values <= _MATRIX_VALUES
+# %% ../../nbs/02_classical/05_correlations.ipynb #1ff1dd42
+def takes_blocks(n: int, max_lag: int) -> bool:
+    "Is equation (3) by blocks the faster way?"
+    # many bins in few wide blocks: then the blocks stop growing, and the lags alone decide
+    return max_lag**2 < 0.8 * n if _TURNS * n < _WIDEST * max_lag else max_lag < 4 * _WIDEST
 
 # %% ../../nbs/02_classical/05_correlations.ipynb #e94994be
 def band_bins(band: tuple[float, float] | None,  # lowest and highest frequency, Hz; all if None
@@ -134,29 +165,201 @@ def band_bins(band: tuple[float, float] | None,  # lowest and highest frequency,
     return first, last + 1
 
 # %% ../../nbs/02_classical/05_correlations.ipynb #8ad29d0d
-# cross-spectrum values at a time: what a processor's cache holds; plenty elsewhere
-_AT_ONCE = {"cpu": 2**20}
-_AT_ONCE_ELSEWHERE = 2**26
-_LONG = 16  # so many times more in one frame go pair after pair
+class _Plan:
+    "Sizes of one call of `correlate`, and its matrices."
+    def __init__(self, time, pairs, max_lag, weighting, beta, interpolation, band, fs, dtype,
+                 device):
+        self.n = transform_length(time, max_lag)
+        self.first, last = band_bins(band, self.n, fs)
+        self.count, self.pairs = last - self.first, len(pairs)
+        self.runs = pair_runs(list(map(list, pairs)))
+        self.max_lag, self.interpolation = max_lag, interpolation
+        self.weighting, self.beta, self.dtype, self.device = weighting, beta, dtype, device
+        self.energy = 2 * self.count - (self.first == 0) - (2 * (last - 1) == self.n)
+        self.by_blocks = takes_blocks(self.n, max_lag)
+        self.width = block_width(self.n, max_lag) if self.by_blocks else 1
+        self.blocks = -(-self.count // self.width)
+        self.row = 16 * (2 * max_lag * interpolation + 1)  # numbers that a block has in a matrix
 
-def _spectra(audio, n, bins, weighting, beta):
+    def matrices(self, block=0, blocks=None):
+        "Of all blocks, or of some."
+        # what is used once is not kept
+        make = block_matrices if blocks is None else block_matrices.__wrapped__
+        return make(self.n, self.first + block * self.width, blocks or self.blocks, self.max_lag,
+                    self.interpolation, self.dtype, self.device)
+
+_plan = lru_cache(maxsize=16)(_Plan)
+
+# %% ../../nbs/02_classical/05_correlations.ipynb #c088963d
+def _spectra(plan, audio):
     "Whitened spectra of audio (..., time), scaled so that no square overflows."
     peak = audio.abs().amax(-1, keepdim=True)
-    spectrum = torch.fft.rfft(audio / peak.where(peak > 0, torch.ones_like(peak)), n)
-    return whiten(spectrum[..., bins], bin_weights(n, audio)[bins], weighting, beta)
+    spectrum = torch.fft.rfft(audio / peak.where(peak > 0, torch.ones_like(peak)), plan.n)
+    inside = slice(plan.first, plan.first + plan.count)
+    white = whiten(spectrum[..., inside], bin_weights(plan.n, audio)[inside], plan.weighting,
+                   plan.beta)
+    return mirrored(white, plan.n, plan.first, plan.width) if plan.by_blocks else white
 
-def _lags(n, bins, max_lag, interpolation, like):
-    "The function from cross-spectra (real, imaginary) of the bins to correlations."
-    if takes_matrix(n, max_lag, interpolation):
-        matrices = [m[bins] for m in lag_matrices(n, max_lag, interpolation, like.dtype,
-                                                  like.device)]
-        return lambda real, imag: lags_by_matrix(real, imag, *matrices)
-    outside = (bins.start, n // 2 + 1 - bins.stop)
-    widen = lambda cross: torch.nn.functional.pad(cross, outside) if any(outside) else cross
-    return lambda real, imag: lags_by_transform(widen(torch.complex(real, imag)), n, max_lag,
-                                                interpolation)
+def _lags(plan, cross):
+    "Correlations from cross-spectra (frames, pairs, bins)."
+    if plan.by_blocks: return lags_by_blocks(cross, *plan.matrices())
+    outside = plan.first, plan.n // 2 + 1 - plan.first - plan.count
+    if any(outside): cross = torch.nn.functional.pad(cross, outside)
+    return lags_by_transform(cross, plan.n, plan.max_lag, plan.interpolation)
 
 # %% ../../nbs/02_classical/05_correlations.ipynb #0463e4c1
+class _Places:
+    "Where the numbers of some frames at a time are written, again and again."
+    def __init__(self, plan, frames, mics, time):
+        n, bins = plan.n, plan.blocks * plan.width
+        new = lambda *shape: torch.empty(frames, *shape, dtype=plan.dtype, device=plan.device)
+        whole = lambda *shape: torch.empty(frames, *shape, dtype=plan.dtype.to_complex(),
+                                           device=plan.device)
+        self.frame, self.spectrum = new(mics, n), whole(mics, n // 2 + 1)
+        self.frame[..., time:] = 0
+        self.square, self.power = new(mics, plan.count, 2), new(mics, plan.count)
+        self.white, self.partner = whole(mics, bins), whole(mics, bins)
+        self.white[..., plan.count:] = 0
+        self.cross = whole(plan.pairs, bins)
+        self.lags = (new(plan.pairs * plan.blocks, plan.matrices()[0].shape[1]) if plan.by_blocks
+                     else new(plan.pairs, n * plan.interpolation))
+
+    def first(self, frames):
+        "The same places for fewer frames."
+        few = object.__new__(_Places)
+        few.__dict__ = {name: place[:frames] for name, place in vars(self).items()}
+        return few
+
+# %% ../../nbs/02_classical/05_correlations.ipynb #be06e220
+_last = threading.local()
+_KEPT_PLACES = 2**25  # bytes that are kept from one call to the next, at most
+
+def _kept(name, key, make):
+    "What `make` made for the same key in the last call of this thread; a tensor or a `_Places`."
+    if getattr(_last, name, (None, None))[0] == key: return getattr(_last, name)[1]
+    with torch.inference_mode(False):  # made in evaluation, they must still serve in training
+        made = make()
+    places = [made] if isinstance(made, Tensor) else vars(made).values()
+    small = sum(p.numel() * p.element_size() for p in places) <= _KEPT_PLACES
+    setattr(_last, name, (key, made) if small else (None, None))
+    return made
+
+def scratch(name: str, *shape: int, like: Tensor) -> Tensor:
+    "A tensor with any numbers in it, the same one as long as this thread asks for the same."
+    key = shape, like.dtype, like.device
+    return _kept(name, key, lambda: torch.empty(shape, dtype=like.dtype, device=like.device))
+
+# %% ../../nbs/02_classical/05_correlations.ipynb #6311ab3b
+def _whitened_in_place(plan, places, frames):
+    "Whitened channels of plain frames, not yet of unit energy; False where they are not plain."
+    time = frames.shape[-1]
+    places.frame[..., :time] = frames
+    torch.fft.rfft(places.frame, plan.n, out=places.spectrum)
+    spectrum = places.spectrum[..., plan.first:plan.first + plan.count]
+    parts = torch.view_as_real(spectrum)
+    torch.mul(parts, parts, out=places.square)
+    power = torch.add(places.square[..., 0], places.square[..., 1], out=places.power)
+    low, high = power.amin(-1), power.amax(-1)
+    floor = 1e-12 if power.dtype == torch.float32 else 1e-28
+    if not bool(((low > floor * high) & (low > 1e-24) & (high < 1e30)).all()): return False
+    torch.mul(spectrum, power.rsqrt_(), out=places.white[..., :plan.count])
+    return True
+
+def _correlate_in_place(plan, places, frames, to):
+    "Correlations of some frames, written into `to`."
+    energy = 1.0
+    if plan.weighting == "phat" and plan.beta == 1 and _whitened_in_place(plan, places, frames):
+        energy = float(plan.energy)
+        if plan.by_blocks: mirrored(places.white[..., :plan.count], plan.n, plan.first, 1)
+    else: places.white[...] = _spectra(plan, frames)
+    torch.conj_physical(places.white, out=places.partner)
+    cross = cross_spectra(places.white, places.partner, plan.runs, places.cross)
+    if not plan.by_blocks: return torch.mul(_lags(plan, cross), 1 / energy, out=to)
+    inner, outer = plan.matrices()
+    torch.mm(torch.view_as_real(cross).view(-1, len(inner)), inner,
+             out=places.lags.view(-1, inner.shape[1]))
+    torch.mm(places.lags.view(-1, len(outer)), outer, out=to.view(-1, to.shape[-1]))
+    to *= 1 / energy
+
+# %% ../../nbs/02_classical/05_correlations.ipynb #914dd6f7
+# cross-spectrum values at a time: what a processor's cache holds; plenty elsewhere
+_AT_ONCE = {"cpu": 2**19}
+_AT_ONCE_ELSEWHERE = 2**26
+_LONG = 16  # so many times more in one frame is a long recording
+_MATRIX = 2**21  # numbers in the matrices of the blocks that are taken at a time, at most
+_KEPT = 2**28  # bytes of spectra that are kept, at most
+
+def _limit(audio): return _AT_ONCE.get(audio.device.type, _AT_ONCE_ELSEWHERE)
+
+def _is_long(plan, audio):
+    return (plan.pairs * plan.count > _LONG * _limit(audio)
+            or plan.by_blocks and plan.blocks * plan.row > _MATRIX)
+
+def _filled(rows, count, like):
+    "The rows one below the other, without a second copy of them where no gradient is wanted."
+    if like.requires_grad and torch.is_grad_enabled(): return torch.stack(list(rows))
+    for k, row in enumerate(rows):
+        if k == 0: filled = row.new_empty(count, *row.shape)
+        filled[k] = row
+    return filled
+
+# %% ../../nbs/02_classical/05_correlations.ipynb #91ff0421
+_BINS = 2**20  # of a long spectrum at a time
+
+def _long_spectrum(plan, channel):
+    "What `_spectra` gives for one long channel, without as many copies of it."
+    if (plan.weighting, plan.beta) != ("phat", 1) or channel.requires_grad:
+        return _spectra(plan, channel)
+    peak = float(max(channel.amax(), -channel.amin())) or 1.0
+    spectrum = torch.fft.rfft(channel / peak, plan.n)[plan.first:plan.first + plan.count]
+    powers = lambda: ((s, (s * s.conj()).real) for s in spectrum.split(_BINS))
+    loudest, energy = max(float(power.amax()) for _, power in powers()), 0.0
+    floor = max(loudest * (1e-12 if channel.dtype == torch.float32 else 1e-28),
+                torch.finfo(channel.dtype).tiny)
+    for part, power in powers():
+        scale = power.clamp(min=floor).rsqrt()
+        energy += 2 * float((power * scale.square()).sum())
+        part *= scale
+    last = plan.first + plan.count - 1
+    for edge, there in ((0, plan.first == 0), (-1, 2 * last == plan.n)):
+        if there: energy -= float(spectrum[edge].abs().square())
+    spectrum *= (energy or 1.0) ** -0.5
+    return mirrored(spectrum, plan.n, plan.first, plan.width) if plan.by_blocks else spectrum
+
+# %% ../../nbs/02_classical/05_correlations.ipynb #588d48bc
+def _some_blocks(plan, frame, first, stop):
+    "What the blocks from `first` to before `stop` give to the correlations (pairs, lags)."
+    inside, total = slice(first * plan.width, stop * plan.width), 0
+    white = _filled((_long_spectrum(plan, x)[inside] for x in frame), len(frame), frame)[None]
+    some = max(1, min(_limit(frame) // (plan.pairs * plan.width), _MATRIX // plan.row))
+    for block in range(first, stop, some):
+        part = white.narrow(-1, (block - first) * plan.width,
+                            (min(block + some, stop) - block) * plan.width)
+        matrices = plan.matrices(block, part.shape[-1] // plan.width)
+        cross = cross_spectra(part, part.conj().resolve_conj(), plan.runs)
+        total = total + lags_by_blocks(cross, *matrices)[0]
+    return total
+
+def _pair_after_pair(plan, frame, keep):
+    "Correlations (pairs, lags) by one inverse transform for each pair."
+    white = _filled((_long_spectrum(plan, x) for x in frame), len(frame), frame) if keep else None
+    channel = lambda k: (white[k] if keep else _long_spectrum(plan, frame[k]))[None, None]
+    def rows():
+        for i, j, n in plan.runs:
+            left = channel(i)
+            for k in range(j, j + n):
+                yield _lags(plan, cross_spectra(left, channel(k).conj(), [[0, 0, 1]]))[0, 0]
+    return _filled(rows(), plan.pairs, frame)
+
+def _long(plan, frame):
+    "Correlations (pairs, lags) of one long frame (mics, time)."
+    parts = math.ceil(2 * frame.element_size() * len(frame) * plan.count / _KEPT)
+    if not plan.by_blocks: return _pair_after_pair(plan, frame, parts == 1)
+    step = math.ceil(plan.blocks / parts)  # all spectra anew for every part, to keep fewer
+    return sum(_some_blocks(plan, frame, first, min(first + step, plan.blocks))
+               for first in range(0, plan.blocks, step))
+
+# %% ../../nbs/02_classical/05_correlations.ipynb #35ac0ea2
 def correlate(audio: Float[Tensor, "frames mics time"],
               pairs: Int[Tensor, "pairs 2"],
               max_lag: int,  # largest lag wanted, samples
@@ -166,20 +369,19 @@ def correlate(audio: Float[Tensor, "frames mics time"],
               fs: float | None = None,  # Hz, needed with a band
               ) -> Float[Tensor, "frames pairs lags"]:  # -1 to 1
     "Correlations of all pairs of all frames. Looks at no argument: `gcc_phat` does."
-    n = transform_length(audio.shape[-1], max_lag)
-    bins, pairs = slice(*band_bins(band, n, fs)), pairs.tolist()
-    spectra = lambda some: _spectra(some, n, bins, weighting, beta)
-    lags, limit = (_lags(n, bins, max_lag, interpolation, audio),
-                   _AT_ONCE.get(audio.device.type, _AT_ONCE_ELSEWHERE))
-    values = len(pairs) * (bins.stop - bins.start)  # of one frame
-    if values <= _LONG * limit:
-        runs = pair_runs(pairs)
-        return torch.cat([lags(*cross_spectra(*spectra(some), runs))
-                          for some in audio.split(max(1, limit // values))])
-    whole = []
-    for frame in audio:
-        heard = audio.new_empty(len(frame), bins.stop - bins.start, dtype=audio.dtype.to_complex())
-        for k, channel in enumerate(frame): heard[k] = torch.complex(*spectra(channel))
-        cross = lambda i, j: torch.view_as_real(heard[i] * heard[j].conj()).unbind(-1)
-        whole.append(torch.stack([lags(*cross(i, j)) for i, j in pairs]))
-    return torch.stack(whole)
+    plan = _plan(audio.shape[-1], tuple(map(tuple, pairs.tolist())), max_lag, weighting, beta,
+                 interpolation, band, fs, audio.dtype, audio.device)
+    if _is_long(plan, audio):
+        return _filled((_long(plan, frame) for frame in audio), len(audio), audio)
+    at_once = min(max(1, _limit(audio) // (plan.pairs * plan.count)), len(audio))
+    if audio.requires_grad and torch.is_grad_enabled():
+        white = (_spectra(plan, some) for some in audio.split(at_once))
+        return torch.cat([_lags(plan, cross_spectra(w, w.conj().resolve_conj(), plan.runs))
+                          for w in white])
+    gcc = audio.new_empty(len(audio), plan.pairs, 2 * max_lag * interpolation + 1)
+    places = _kept("correlate", (plan, at_once, audio.shape[1]),
+                   lambda: _Places(plan, at_once, *audio.shape[1:]))
+    for some, to in zip(audio.split(at_once), gcc.split(at_once)):
+        _correlate_in_place(plan, places if len(some) == at_once else places.first(len(some)), some,
+                            to)
+    return gcc

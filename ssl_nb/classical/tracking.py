@@ -15,6 +15,7 @@ from torch import Tensor
 from ..arguments import as_points, count, door, number
 
 # %% ../../nbs/02_classical/04_tracking.ipynb #a3e83ed3
+@door(interval=number("s", above=0), acceleration=number("m/s²", above=0))
 def motion_model(interval: float,  # from frame to frame, s
                  acceleration: float,  # standard deviation along an axis, m/s^2
                  ) -> tuple[Float[Tensor, "2 2"], Float[Tensor, "2 2"]]:

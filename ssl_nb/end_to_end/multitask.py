@@ -49,12 +49,13 @@ def si_sdr(estimates: Float[Tensor, "*#batch time"],
     return 10 * ((alpha[..., 0].square() + _LIMIT) / (distortion + _LIMIT)).log10()
 
 # %% ../../nbs/04_end_to_end/02_multitask.ipynb #f4965b20
+@door(costs=as_finite)
 def best_permutation(costs: Float[Tensor, "*batch references estimates"]
                      ) -> Int[Tensor, "*batch references"]:
     """For every reference the estimate that is meant, at least total cost, equation (2). Raises
     `ValueError` for more than six sources."""
-    n = costs.shape[-1]
-    if costs.shape[-2] != n or not 1 <= n <= 6:
+    n = costs.shape[-1] if costs.ndim else 0
+    if costs.ndim < 2 or costs.shape[-2] != n or not 1 <= n <= 6:
         raise ValueError(f"costs: shape {tuple(costs.shape)}, needs as many references as "
                          f"estimates, from 1 to 6")
     orders = torch.tensor(list(permutations(range(n))), device=costs.device)
@@ -332,6 +333,7 @@ def velocity_costs(outputs: dict[str, Tensor],
     "Huber loss of velocities, mean over the axes. Raises `ValueError` for truth of another shape."
     return _huber(outputs["velocities"], batch["velocities"], "velocities")
 
+@door(interval=number("s", above=0))
 def tie_costs(interval: float) -> Callable:  # s
     "A cost that ties the two outputs of a tracker, the Huber loss of equation (6)."
     def cost(outputs: dict[str, Tensor],

@@ -20,7 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from ..arguments import as_audio, as_finite, count, door, number
+from ..arguments import as_audio, as_finite, as_tensor, count, door, instance
+from ..arguments import match_shapes, number
 from .waveform_nets import dense_head
 from ..workshop.scenes import SceneSpec
 from ..acoustics.rooms import Room
@@ -165,6 +166,7 @@ class _Reverse(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient): return -ctx.alpha * gradient, None
 
+@door(x=as_tensor, alpha=number())
 def reverse_gradient(x: Float[Tensor, "*shape"], alpha: float) -> Float[Tensor, "*shape"]:
     """The same values; on the way back the gradient is multiplied by -alpha, equation (4) (Ganin
     and Lempitsky, 2015, section 3.1)."""
@@ -243,7 +245,7 @@ class MicGains(Dataset):
     """A bank of scenes heard through microphones with other gains. Raises `ValueError` for gains
     that are not finite and where their number is not that of the microphones."""
     def __init__(self, bank: Dataset, gains_db: Sequence[float]):  # one per microphone, dB
-        self.bank = bank
+        self.bank = instance(Dataset, "a dataset of scenes")(bank, "bank")
         self.gains = 10 ** (as_finite(gains_db, "gains_db") / 20)
 
     def __len__(self) -> int: return len(self.bank)
@@ -257,12 +259,20 @@ class MicGains(Dataset):
         return [s | {"audio": s["audio"] * self.gains[:, None]} for s in scenes]
 
 # %% ../../nbs/04_end_to_end/03_training_strategies.ipynb #8b117789
-@door(features=as_finite)
+def _check_examples(**tables: Tensor) -> None:
+    "Raise `ValueError` for what is no table (examples, features) with at least one example."
+    for name, table in tables.items():
+        if table.ndim != 2 or not table.numel():
+            raise ValueError(f"{name}: shape {tuple(table.shape)}, needs (examples, numbers), at "
+                             "least one of each")
+
+@door(features=as_finite, n_components=count())
 def principal_components(features: Float[Tensor, "n features"],
                          n_components: int = 2) -> Float[Tensor, "n components"]:
     """Coordinates along the directions of largest variance. Raises `ValueError` for more components
     than examples or features."""
-    if not 1 <= n_components <= min(features.shape):
+    _check_examples(features=features)
+    if n_components > min(features.shape):
         raise ValueError(f"n_components={n_components}: must be from 1 to {min(features.shape)}")
     u, s, _ = torch.linalg.svd(features - features.mean(0), full_matrices=False)
     return u[:, :n_components] * s[:n_components]
@@ -273,6 +283,10 @@ def domain_probe(source: Float[Tensor, "n features"], target: Float[Tensor, "m f
                  penalty: float = 0.1) -> float:
     """Accuracy of a linear (ridge) rule that tells two sets of features apart: fitted to every
     other example, tested on the rest. Raises `ValueError` for fewer than 4 examples of one."""
+    _check_examples(source=source, target=target)
+    if source.shape[1] != target.shape[1]:
+        raise ValueError(f"target: {target.shape[1]} features, must be {source.shape[1]} like the "
+                         "source")
     if min(len(source), len(target)) < 4:
         raise ValueError(f"source, target: have {len(source)} and {len(target)} examples, need 4 "
                          f"each")
@@ -290,7 +304,10 @@ def ridge_head(features: Float[Tensor, "n features"], targets: Float[Tensor, "n 
                penalty: float = 1e-3) -> nn.Linear:
     """The linear layer with the least squared error and penalty, equation (7), in closed form.
     Raises `ValueError` for no example or a penalty that is not positive."""
-    if len(features) == 0: raise ValueError("features: has no example, needs at least 1")
+    _check_examples(features=features, targets=targets)
+    if len(features) != len(targets):
+        raise ValueError(f"targets: {len(targets)} rows, must be one for each of the "
+                         f"{len(features)} rows of features")
     f, y = features.detach().double(), targets.detach().double()
     mean_f, mean_y = f.mean(0), y.mean(0)  # the bias is not penalized
     f, y = f - mean_f, y - mean_y
@@ -303,9 +320,19 @@ def ridge_head(features: Float[Tensor, "n features"], targets: Float[Tensor, "n 
     return layer.requires_grad_(False)
 
 # %% ../../nbs/04_end_to_end/03_training_strategies.ipynb #d4e570c6
+def _as_shifts(value, name, like=None) -> Tensor:
+    "Whole numbers of samples."
+    shifts = as_finite(value, name)
+    if (shifts == shifts.round()).all(): return shifts.long()
+    raise ValueError(f"{name}: must be whole numbers of samples")
+
+@door(audio=as_finite, shifts=_as_shifts)
 def shift_channels(audio: Float[Tensor, "*batch mics time"], shifts: Int[Tensor, "*batch mics"]
                    ) -> Float[Tensor, "*batch mics time"]:  # later by so many samples
     "Every channel shifted in a circle by a number of samples of its own, equation (8)."
+    if shifts.shape != audio.shape[:-1]:
+        raise ValueError(f"shifts: shape {tuple(shifts.shape)}, must be one per channel, "
+                         f"{tuple(audio.shape[:-1])}")
     n = audio.shape[-1]
     return audio.gather(-1, (torch.arange(n, device=audio.device) - shifts[..., None]) % n)
 
@@ -344,7 +371,8 @@ class _Corrected(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         return self.head(features) + self.correction(features)
 
-@door(audio=as_audio, targets=as_finite, penalty=number(above=0))
+@door(model=instance(nn.Module, "a net (torch.nn.Module)"), audio=as_audio, targets=as_finite,
+      penalty=number(above=0))
 def few_shot(model: nn.Module,  # with `encoder` and `head`, as the nets of this part; left as it is
              audio: Float[Tensor, "n mics time"],
              targets: Float[Tensor, "n outputs"],  # a few recordings and the right answers
@@ -354,6 +382,8 @@ def few_shot(model: nn.Module,  # with `encoder` and `head`, as the nets of this
     adapted = copy.deepcopy(model).eval()
     with torch.no_grad():
         features = adapted.encoder(audio).mean(-1)
-        left_over = targets - adapted.head(features)
+        answers = adapted.head(features)
+    match_shapes(answers=answers, targets=targets)
+    left_over = targets - answers
     adapted.head = _Corrected(adapted.head, ridge_head(features, left_over, penalty))
     return adapted

@@ -19,12 +19,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from ..arguments import as_signal, as_tensor, count, door, number
+from ..arguments import as_path, as_seed, as_signal, as_tensor, count, door, number
 from ..workshop.recordings import LibriAdhoc40
 from ..workshop.scenes import SceneSpec, scene_generator
 from ..workshop.metrics import position_errors
 from ..workshop.training import Cosine, History, Plateau, fit
-from .label_codes import HeatMap, RefinedGrid
+from .label_codes import HeatMap, RefinedGrid, as_code
 
 # %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #552e8eb9
 HEIGHT, MIC_HEIGHT, TALKER_HEIGHT = 4.2, 0.9, 0.95  # m, of all five sets
@@ -48,7 +48,8 @@ def line_arrays(side: float = 6.0,  # of the square room, m
                       torch.stack([along, zero, height], -1)])
 
 # %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #024e5495
-def l1(split: str = "train",  # train, valid or test, or a folder of speech
+@door(split=as_path)
+def l1(split: str | Path = "train",  # train, valid or test, or a folder of speech
        **changes) -> SceneSpec:  # other fields of the specification
     """The set L-1 (paper, section 3.1): an anechoic room without noise, two lines of four
     microphones, 160 ms. Room and spacing are ours."""
@@ -60,9 +61,10 @@ def l1(split: str = "train",  # train, valid or test, or a folder of speech
     return dataclasses.replace(spec, **changes)
 
 # %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #ba0d6731
+@door(split=as_path)
 def ad1(
         # train, valid or test, or a folder of speech, which counts as training for the noise
-        split: str = "train",
+        split: str | Path = "train",
         **changes) -> SceneSpec:  # other fields of the specification
     """The set Ad-1 (paper, section 3.1): 30 scattered microphones in rooms of all sizes. White
     noise instead of recorded noise, and places anywhere, are ours."""
@@ -70,11 +72,11 @@ def ad1(
         speech=str(split), seconds=2.0, size=((4.0, 10.0), (4.0, 10.0), (HEIGHT, HEIGHT)),
         t60=(0.2, 1.2), array="adhoc", n_mics=30, mic_height=(MIC_HEIGHT, MIC_HEIGHT),
         source_height=(TALKER_HEIGHT, TALKER_HEIGHT), margin=0.0, min_distance=0.1, noise="sensor",
-        snr_db=(10.0, 20.0) if split in ("valid", "test") else (0.0, 50.0))
+        snr_db=(10.0, 20.0) if str(split) in ("valid", "test") else (0.0, 50.0))
     return dataclasses.replace(spec, **changes)
 
 # %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #b8318053
-def ad2(split: str = "train", **changes) -> SceneSpec:
+def ad2(split: str | Path = "train", **changes) -> SceneSpec:
     "The set Ad-2: Ad-1 with two talkers."
     return ad1(split, **{"n_sources": 2, **changes})
 
@@ -140,7 +142,7 @@ def best_order(costs: Float[Tensor, "*batch answers talkers"]
                ) -> tuple[Float[Tensor, "*batch"], Int[Tensor, "*batch talkers"]]:
     """The smallest mean cost over all assignments, and the answer that each talker gets, equation
     (3). Raises `ValueError` for costs that are not square."""
-    n = costs.shape[-1]
+    n = costs.shape[-1] if costs.ndim else 0
     if costs.ndim < 2 or costs.shape[-2] != n:
         raise ValueError(f"costs: shape {tuple(costs.shape)}, must end in two equal sizes")
     orders = torch.tensor(list(itertools.permutations(range(n))), device=costs.device)
@@ -330,6 +332,7 @@ def _check_nodes(net, features, places, present) -> Tensor:
     return present
 
 # %% ../../nbs/05_labels/02_adhoc_arrays.ipynb #d12eec5a
+@door(code=as_code, columns=count(1), scale=number(above=0), seed=as_seed)
 def smooth_rows(code, columns: int, scale: float = 8.0,
                 seed: int = 0) -> Float[Tensor, "outputs columns"]:
     """Random cosines over the places of a code's classes, equation (5); the outputs of one cell are
@@ -352,7 +355,7 @@ class AdhocLocalizer(nn.Module):
 
     The order of the nodes does not matter. Raises `ValueError` for shapes that do not fit and for a
     recording without any node."""
-    @door(width=count(1), heads=count(1))
+    @door(code=as_code, width=count(1), heads=count(1))
     def __init__(self, code, width: int = 48,
                  heads: int = 4):  # the label code, in which the nodes' places come too
         super().__init__()
@@ -443,7 +446,7 @@ def node_weights(net: AdhocLocalizer, features: Float[Tensor, "batch nodes momen
 class AdhocSplitLocalizer(AdhocLocalizer):
     """Several talkers: as `AdhocLocalizer`, with one BiLSTM mask per talker in place of the
     attention along time (paper, section 3.3; sizes ours). Raises `ValueError` as that."""
-    @door(talkers=count(1))
+    @door(code=as_code, talkers=count(1, 20))
     def __init__(self, code, width: int = 48, heads: int = 4, talkers: int = 2):
         super().__init__(code, width, heads)
         del self.along_time

@@ -13,7 +13,8 @@ import os, shutil, signal, sys, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
-from ..settings import DATASETS, PROFILES, load_settings, naming_full_disk, torch_device
+from ..settings import DATASETS, PROFILES, load_settings, naming_full_disk, thread_state
+from ..settings import torch_device
 from .experiments import (RunFailed, circumstances, experiments, kernel_state,
                                           read_parameters, run_experiment)
 
@@ -275,24 +276,30 @@ def _listed(text: str | None, name: str) -> list[float] | None:
     except ValueError:
         raise ValueError(f"--{name} {text!r}: needs numbers between commas") from None
 
-def _locate(file, array, method, room, sources, hop, channels, out):
+def _locate(file, array, method, room, sources, hop, channels, track, trust, out):
     "Locate, print the first rows and write the folder."
     import warnings
-    from ssl_nb.workbench.locating import estimate_table, locate_file, save_estimate
+    from ssl_nb.workbench.locating import estimate_table, locate_file, save_estimate, stated
+    if not 0 <= trust <= 1: raise ValueError(f"--trust {trust}: must be from 0 to 1")
     chosen = _listed(channels, "channels")
-    if chosen and any(c != int(c) for c in chosen):
+    if chosen and not all(c.is_integer() for c in chosen):
         raise ValueError(f"--channels {channels!r}: needs whole numbers")
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         estimate = locate_file(file, array, method, _listed(room, "room"), sources, hop,
-                               chosen and [int(c) for c in chosen], progress=True)
+                               chosen and [int(c) for c in chosen], track=track, progress=True)
     for line in dict.fromkeys(str(w.message) for w in told):
         typer.secho(line, fg="yellow", err=True)
-    heard = estimate_table(estimate).query("activity > 0.5")
-    typer.echo(heard.head(40).to_string(index=False) if len(heard) else "nobody talks")
+    table = estimate_table(estimate)
+    heard, doubtful = stated(table, trust), len(stated(table, 0)) - len(stated(table, trust))
+    typer.echo(heard.head(40).to_string(index=False) if len(heard) else "nobody talks" if
+               not doubtful else f"no answer has a trust of {trust:g} or more")
     if len(heard) > 40: typer.echo(f"... {len(heard) - 40} more rows in table.csv")
+    if doubtful:
+        typer.echo(f"{doubtful} answers with less trust are left out here (--trust 0 shows them)")
     folder = out or load_settings().runs / "locate" / f"{file.stem}-{method}"
-    for path in save_estimate(estimate, file, folder, f"{method}, {array}"): typer.echo(path)
+    for path in save_estimate(estimate, file, folder, f"{method}, {array}", trust):
+        typer.echo(path)
 
 # %% ../../nbs/10_workbench/06_command_line.ipynb #4a3a6773
 _SOUND = Annotated[Path, typer.Argument(help="A sound file, one channel per microphone.")]
@@ -305,15 +312,18 @@ _HOP = Annotated[Optional[float], typer.Option(
     help="From one answer to the next, s; 0.1 if not given.")]
 _CHANNELS = Annotated[Optional[str], typer.Option(
     help="1,2,...: which channels of the file, in the array's order.")]
+_TRACK = Annotated[bool, typer.Option(
+    "--track", help="Follow one talker: gaps bridged, outliers refused, points smoothed.")]
+_TRUST = Annotated[float, typer.Option(help="Show answers with at least so much trust, 0 to 1.")]
 _OUT = Annotated[Optional[Path], typer.Option(
     help="Folder for table, picture and page; in the runs' if not given.")]
 
 @app.command()
 def locate(file: _SOUND, array: _ARRAY, method: _METHOD = "srp_phat", room: _ROOM = None,
            sources: _SOURCES = 1, hop: _HOP = None, channels: _CHANNELS = None,
-           out: _OUT = None) -> None:
+           track: _TRACK = False, trust: _TRUST = 0.5, out: _OUT = None) -> None:
     "Locate the talkers of a recording over time."
-    try: _locate(file, array, method, room, sources, hop, channels, out)
+    try: _locate(file, array, method, room, sources, hop, channels, track, trust, out)
     except (ValueError, OSError) as e: raise refuse(e)
 
 # %% ../../nbs/10_workbench/06_command_line.ipynb #1f84bbb4
@@ -354,6 +364,7 @@ def doctor() -> None:
     _check("settings", lambda: f"{settings.file or 'defaults'}: profile {settings.profile}, seed "
                                f"{settings.seed}", problems)
     _check("device", lambda: f"{settings.device} -> {torch_device(settings.device)}", problems)
+    _check("threads", thread_state, problems)
     _check("kernel", kernel_state, problems)
     _check("runs", lambda: _writable(settings.runs), problems)
     _check("cache", lambda: _writable(settings.cache), problems)

@@ -21,7 +21,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from ..acoustics.geometry import angular_error, to_angles
 from ..arguments import (as_directions, as_finite, as_mask, as_numbers, as_tensor, count,
-                              door, match_shapes, number)
+                              door, instance, match_shapes, number)
 from .metrics import azimuth_errors, position_errors
 
 # %% ../../nbs/03_workshop/07_field_measures.ipynb #07be2c75
@@ -85,6 +85,8 @@ def ospa(estimates: Float[Tensor, "*#batch estimates dim"],  # positions (m) or 
 def _only(points, there, name, directed):
     """Points with zeros where none is there, and who is there, on the CPU. Raises `ValueError` when
     one that is there is not finite, or points nowhere."""
+    if points.ndim < 2:
+        raise ValueError(f"{name}: shape {tuple(points.shape)}, needs (*batch, points, dim)")
     there = torch.ones(points.shape[:-1], dtype=torch.bool) if there is None else there.cpu()
     points = points.expand(*torch.broadcast_shapes(points.shape[:-1], there.shape),
                            points.shape[-1])
@@ -185,6 +187,10 @@ def locata_measures(
 # %% ../../nbs/03_workshop/07_field_measures.ipynb #89bc48aa
 def _check_tracks(times, truth, active, estimates, present):
     "Shapes agree, times increase, somebody talks, and what counts is finite."
+    if times.ndim != 1 or active.ndim != 2 or present.ndim != 2:
+        raise ValueError(f"times, active, present: shapes {tuple(times.shape)}, "
+                         f"{tuple(active.shape)}, {tuple(present.shape)}, must be (frames,), "
+                         "(sources, frames) and (tracks, frames)")
     frames = len(times)
     for name, value, shape in (("truth", truth, (len(active), frames, 3)),
                                ("active", active, (len(active), frames)),
@@ -223,6 +229,9 @@ class Events(NamedTuple):
     label: Int[Tensor, "n"]  # class, from 0
     direction: Float[Tensor, "n 3"]  # vectors of any length above 0
     distance: Float[Tensor, "n"] | None = None  # m; needed by `seld_frame_scores`
+
+_as_events = instance(Events, "Events(frame, label, direction)")
+_ANGLE = number("degrees", above=0, most=180)
 
 # %% ../../nbs/03_workshop/07_field_measures.ipynb #de177a9f
 def _match_events(estimates, truth):
@@ -293,8 +302,8 @@ def _by_class(counts, n_classes):
     return total.assign(f=(total.hits / denominator.where(denominator > 0, 1)))
 
 # %% ../../nbs/03_workshop/07_field_measures.ipynb #614cdeed
-@door(n_classes=count(1), frames_per_segment=count(1), threshold_deg=number("degrees", above=0,
-                                                                             most=180))
+@door(estimates=_as_events, truth=_as_events, n_classes=count(1), frames_per_segment=count(1),
+      threshold_deg=_ANGLE)
 def seld_scores(estimates: Events, truth: Events,
                 n_classes: int,  # one that never occurs has F20 = 0, LE = 180 and LR = 0
                 frames_per_segment: int = 10,  # frames in one second
@@ -342,7 +351,7 @@ class SeldFrameScores(NamedTuple):
     classes: pd.DataFrame
 
 # %% ../../nbs/03_workshop/07_field_measures.ipynb #f6548fb8
-@door(n_classes=count(1), threshold_deg=number("degrees", above=0, most=180),
+@door(estimates=_as_events, truth=_as_events, n_classes=count(1), threshold_deg=_ANGLE,
       max_relative=number(above=0, finite=False))
 def seld_frame_scores(
         estimates: Events, truth: Events, n_classes: int, threshold_deg: float = 20.0,

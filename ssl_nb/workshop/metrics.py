@@ -19,8 +19,8 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from ..arguments import (as_angles, as_finite, as_mask, as_numbers, as_points, as_tensor,
-                              count, door, match_shapes, number)
+from ..arguments import (as_angles, as_finite, as_mask, as_numbers, as_points, as_seed,
+                              as_tensor, count, door, instance, match_shapes, number)
 
 # %% ../../nbs/03_workshop/06_metrics.ipynb #e7153056
 def _some(check):
@@ -133,7 +133,7 @@ def by_distance(errors: Float[Tensor, "n"],  # in any unit
     """Count, mean, median and RMSE of the errors in each bin of distance; an empty bin has count 0
     and NaN."""
     match_shapes(errors=errors, distances=distances)
-    edges = np.asarray(edges, dtype=float)
+    edges = as_finite(edges, "edges").double().numpy()
     if (edges.ndim != 1 or len(edges) < 2 or not np.isfinite(edges).all()
         or (np.diff(edges) <= 0).any()):
         raise ValueError(f"edges={edges.tolist()} m: must be at least two increasing numbers")
@@ -166,7 +166,8 @@ def bootstrap_interval(
     if groups is not None and len(groups) != len(values):
         raise ValueError(f"groups: {len(groups)} entries, must be {len(values)} like the values")
     if nested and groups is None: raise ValueError("nested=True: needs groups to draw within")
-    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+    generator = (seed if isinstance(seed, torch.Generator)
+                 else torch.Generator().manual_seed(as_seed(seed, "seed")))
     values = values.double().cpu()
     parts = (list(values[:, None]) if groups is None
              else [values[rows] for rows in _rows_of(groups.cpu().numpy())])
@@ -204,7 +205,8 @@ def _drawn_statistics(parts, statistic, n, generator, nested):
                         for draw in pick.tolist()])
 
 # %% ../../nbs/03_workshop/06_metrics.ipynb #48fff26b
-@door(shares=_some(partial(as_numbers, least=0, most=1)), counts=_some(partial(as_numbers, least=1)))
+@door(shares=_some(partial(as_numbers, least=0, most=1)),
+      counts=_some(partial(as_numbers, least=1)))
 def share_interval(shares: Float[Tensor, "seeds"],  # of successes, 0 to 1
                    counts: Float[Tensor, "_"],  # scenes, one number a seed
                    level: float = 0.95) -> tuple[float, float]:  # lower and upper end
@@ -341,7 +343,7 @@ class Timing(NamedTuple):
     low: float
     high: float
 
-@door(repeats=count(1), warmup=count(0))
+@door(action=instance(callable, "a function"), repeats=count(1), warmup=count(0))
 def time_calls(
         action: Callable, repeats: int = 10,
         warmup: int = 2,  # calls before them that do not count

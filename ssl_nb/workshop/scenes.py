@@ -6,16 +6,21 @@ Docs: https://ssl-nb.github.io/ssl_nb/03_workshop/scenes.html.md"""
 
 # %% auto #0
 __all__ = ['ARRAYS', 'SCENE_NOISES', 'MOTIONS', 'Range', 'SceneSpec', 'scene_generator', 'draw_uniform', 'draw_room',
-           'draw_in_cells', 'draw_array', 'draw_sources', 'disturb', 'simulate_scene', 'SceneDataset', 'SceneStore',
-           'write_scenes']
+           'draw_in_cells', 'draw_array', 'draw_sources', 'disturb', 'simulate_scene', 'as_index', 'SceneDataset',
+           'SceneStore', 'write_scenes']
 
 # %% ../../nbs/03_workshop/03_scenes.ipynb #2009f219
-import dataclasses, hashlib, json, math, os, shutil, tempfile, time, zlib
+import dataclasses, hashlib, json, math, multiprocessing.connection, os, shutil, signal
+import tempfile, threading, time, zlib
 from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+import google_crc32c
+import numpy as np
 import torch
 from torch import Tensor
 from ..acoustics.diffuse_noise import diffuse_noise
@@ -26,7 +31,7 @@ from ..acoustics.rooms import METHODS, Room, reverberate, rirs
 from ..acoustics.signals import add_noise, power_db, voice_activity
 from ..arguments import as_path, as_positions, as_seed, choice, count as whole, door
 from ..arguments import number, span
-from ..settings import naming_full_disk, nearest
+from ..settings import naming_full_disk, nearest, using_threads
 from .speech import Speech, speech
 
 # %% ../../nbs/03_workshop/03_scenes.ipynb #3b3fd2ab
@@ -99,10 +104,14 @@ def _as_sides(value, name: str, like=None) -> tuple:
     raise ValueError(f"{name}={value!r}: must be three sides (x, y, z), each a number or a range")
 
 def _as_places(value, name: str, like=None) -> tuple:
+    if not hasattr(value, "__len__"):
+        raise ValueError(f"{name}={value!r}: must be positions (mics, 3)")
     if len(value): as_positions(value, name, axes=(3,))
     return tuple(tuple(float(v) for v in mic) for mic in _rows(value))
 
-def _as_speech(value, name: str, like=None) -> str: return os.fspath(value)
+def _as_speech(value, name: str, like=None) -> str:
+    if isinstance(value, (str, os.PathLike)): return os.fspath(value)
+    raise ValueError(f"{name}={value!r}: must be a split of the embedded speech or a folder")
 
 SceneSpec.__init__ = door(**_KINDS, size=_as_sides, mics=_as_places,
                           speech=_as_speech)(SceneSpec.__init__)
@@ -274,6 +283,14 @@ def simulate_scene(spec: SceneSpec, voices: Speech,
             "snr_db": torch.tensor(snr_db if spec.noise != "none" else math.inf)}
 
 # %% ../../nbs/03_workshop/03_scenes.ipynb #3a80526b
+@door(index=whole(-2**62))
+def as_index(index: int, scenes: int) -> int:
+    """The number, from 0, of a scene; negative ones count from the end. Raises `IndexError` where
+    there is none, as loops over a sequence expect."""
+    if -scenes <= index < scenes: return index % scenes
+    raise IndexError(f"index={index}: there are {scenes} scenes")
+
+# %% ../../nbs/03_workshop/03_scenes.ipynb #6770a04e
 class SceneDataset(torch.utils.data.Dataset):
     """Scenes computed when they are asked for. `dataset[i]` depends on the specification, the seed
     and i, on nothing else."""
@@ -286,10 +303,8 @@ class SceneDataset(torch.utils.data.Dataset):
     def __len__(self) -> int: return self.count
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if not -self.count <= index < self.count:
-            raise IndexError(f"index={index}: there are {self.count} scenes")
         return simulate_scene(self.spec, self.voices,
-                              scene_generator(self.seed, index % self.count))
+                              scene_generator(self.seed, as_index(index, self.count)))
 
 # %% ../../nbs/03_workshop/03_scenes.ipynb #61d31d61
 _STORE_VERSION = 1
@@ -380,10 +395,9 @@ def _write_shard(folder: str, shard: int) -> int:
     import zarr
     folder = Path(folder)
     about = _read_about(folder)
-    torch.set_num_threads(1)  # one process per core, not one thread
     dataset = _dataset_of(json.dumps(about["spec"]), about["count"], about["seed"])
     rows = slice(shard * about["shard"], min((shard + 1) * about["shard"], about["count"]))
-    scenes = [dataset[i] for i in range(rows.start, rows.stop)]
+    with using_threads(1): scenes = [dataset[i] for i in range(rows.start, rows.stop)]
     files = _shard_files(folder, about, shard)
     for file in files.values():
         file.unlink(missing_ok=True)  # Zarr would read what is there, even damaged, to add to it
@@ -397,17 +411,49 @@ def _write_shard(folder: str, shard: int) -> int:
     return shard
 
 # %% ../../nbs/03_workshop/03_scenes.ipynb #d4065e5b
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the caller, who ends the workers
+    def outlive():  # nobody tells a worker that the caller was killed
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+    threading.Thread(target=outlive, daemon=True).start()
+
+def _in_processes(folder: Path, todo: list[int], workers: int):
+    "Numbers of shards as they are finished, computed by processes of this machine."
+    # by a name that workers can import, also when this runs as a notebook
+    from ssl_nb.workshop import scenes
+    left, tries = list(todo), 2
+    while left:
+        tries -= 1
+        pool = ProcessPoolExecutor(min(workers, len(left)), multiprocessing.get_context("spawn"),
+                                   scenes._start_worker)
+        try:
+            for shard in _as_done(pool, scenes._write_shard, str(folder), left, workers):
+                left.remove(shard)
+                yield shard
+        except BrokenProcessPool:
+            if not tries:
+                raise OSError(
+                    "workers died twice: for want of memory (fewer need less), or because the "
+                    "script lacks `if __name__ == '__main__':`; what is finished is kept") from None
+        finally: pool.shutdown(cancel_futures=True)
+
+def _as_done(pool, function, folder: str, shards: list[int], workers: int):
+    "What `function` returns for each shard, in the order in which they end."
+    waiting, running = list(shards)[::-1], set()
+    while waiting or running:
+        while waiting and len(running) < 2 * workers:
+            running.add(pool.submit(function, folder, waiting.pop()))
+        done, running = wait(running, return_when=FIRST_COMPLETED)
+        for future in done: yield future.result()
+
+# %% ../../nbs/03_workshop/03_scenes.ipynb #71d6c3ba
 _PATIENCE = 30.0  # seconds without any worker
 
 @contextmanager
-def _dask(workers: int, scheduler: str | None):
+def _dask(scheduler: str):
     "A Dask client. Raises `ValueError` for a scheduler that does not answer or has no workers."
-    from distributed import Client, LocalCluster
-    if not scheduler:
-        with (LocalCluster(n_workers=workers, threads_per_worker=1, processes=True,
-                           dashboard_address=":0", silence_logs="ERROR") as cluster,
-              Client(cluster) as client): yield client
-        return
+    from distributed import Client
     try: client = Client(scheduler, timeout=10)
     except (OSError, ValueError) as e:
         raise ValueError(f"scheduler={scheduler!r}: does not answer: {e}") from None
@@ -418,18 +464,17 @@ def _dask(workers: int, scheduler: str | None):
                              f"start some with: dask worker {scheduler}") from None
         yield client
 
-# %% ../../nbs/03_workshop/03_scenes.ipynb #71d6c3ba
-def _in_processes(folder: Path, todo: list[int], workers: int, scheduler: str | None):
+# %% ../../nbs/03_workshop/03_scenes.ipynb #4796d26b
+def _on_cluster(folder: Path, todo: list[int], scheduler: str):
     "Numbers of shards as they are finished, computed by Dask."
     from distributed import wait
-    # by a name that workers can import, also when this runs as a notebook
     from ssl_nb.workshop.scenes import _write_shard
-    with _dask(workers, scheduler) as client:
+    with _dask(scheduler) as client:
         waiting, running, seen = list(todo)[::-1], set(), time.monotonic()
         while waiting or running:
             while waiting and len(running) < 2 * max(1, len(client.nthreads())):
-                running.add(client.submit(_write_shard, str(folder.resolve()), waiting.pop(),
-                                          pure=False, retries=1))
+                running.add(client.submit(_write_shard, str(folder), waiting.pop(), pure=False,
+                                          retries=1))
             try: done = wait(running, timeout=1, return_when="FIRST_COMPLETED").done
             except TimeoutError: done = set()
             if client.nthreads(): seen = time.monotonic()
@@ -481,8 +526,9 @@ def _write_store(path: Path, about: dict, workers: int, scheduler: str | None,
     (partial / "receipts").mkdir(exist_ok=True)
     shards = -(-about["count"] // about["shard"])
     todo = _bad_shards(partial, about, checksums=damaged)
-    work = (_in_processes(partial, todo, workers, scheduler) if todo and (workers or scheduler)
-            else (_write_shard(str(partial), k) for k in todo))
+    if todo and scheduler: work = _on_cluster(partial, todo, scheduler)
+    elif workers: work = _in_processes(partial, todo, workers)
+    else: work = (_write_shard(str(partial), k) for k in todo)
     with tqdm(total=shards, initial=shards - len(todo), desc=path.name, unit="shard",
               disable=not progress) as bar:
         for _ in work: bar.update()
@@ -490,6 +536,44 @@ def _write_store(path: Path, about: dict, workers: int, scheduler: str | None,
     partial.rename(path)
 
 # %% ../../nbs/03_workshop/03_scenes.ipynb #1a9c63ba
+def _whole(raw: np.ndarray, file: Path) -> np.ndarray:
+    "Bytes without the checksum behind them. Raises `ValueError` where it is another one."
+    raw.flags.writeable = False  # the checksum's function asks for that
+    if google_crc32c.value(raw[:-4]) == int.from_bytes(raw[-4:].tobytes(), "little"):
+        return raw[:-4]
+    raise ValueError(f"{file}: does not have its checksum; SceneStore.write with the same "
+                     f"arguments repairs it")
+
+def _fetch(file: Path, start: int, into: np.ndarray) -> None:
+    "Fill an array of bytes from a file, from `start` or, below 0, so far from its end."
+    with open(file, "rb", buffering=0) as open_file:
+        open_file.seek(start, os.SEEK_SET if start >= 0 else os.SEEK_END)
+        if open_file.readinto(into) != into.nbytes:
+            raise ValueError(f"{file}: ends too early; SceneStore.write with the same arguments "
+                             f"repairs it")
+
+# %% ../../nbs/03_workshop/03_scenes.ipynb #1fb50b4d
+def _read_index(file: Path, scenes: int) -> list[list[int]]:
+    "Beginning and length of each scene in a shard of the audio, bytes."
+    raw = np.empty(16 * scenes + 4, np.uint8)
+    _fetch(file, -raw.nbytes, raw)
+    return _whole(raw, file).view("<u8").reshape(scenes, 2).tolist()
+
+def _read_labels(folder: Path, about: dict, shard: int) -> dict[str, Tensor]:
+    "Everything but the audio of a shard."
+    labels = {}
+    for name, file in _shard_files(folder, about, shard).items():
+        if name == "audio": continue
+        shape, dtype = about["arrays"][name]
+        kind, rows = np.dtype(dtype).newbyteorder("<"), about["shard"]
+        raw = np.empty(rows * math.prod(shape) * kind.itemsize + 4, np.uint8)
+        _fetch(file, 0, raw)
+        labels[name] = torch.from_numpy(_whole(raw, file).view(kind).reshape(rows, *shape).copy())
+    return labels
+
+# %% ../../nbs/03_workshop/03_scenes.ipynb #14cc2bd7
+_SHARDS_KEPT = 512
+
 class SceneStore(torch.utils.data.Dataset):
     """Scenes on disk, a dataset like `SceneDataset`. Opening it checks that every shard is there in
     full size.
@@ -499,36 +583,63 @@ class SceneStore(torch.utils.data.Dataset):
     @door(path=as_path)
     def __init__(self, path: str | Path,
                  checksums: bool = False):  # checksums: read and compare every file
-        self.path, self.group = path, None
-        self.about = _open_about(path)
-        self.spec = SceneSpec.from_json(json.dumps(self.about["spec"]))
+        self.path, self.about = path, _open_about(path)
+        self.spec, self._shards = SceneSpec.from_json(json.dumps(self.about["spec"])), {}
         _refuse_damage(path, self.about, checksums)
 
     def __len__(self) -> int: return self.about["count"]
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index={index}: there are {len(self)} scenes")
-        if self.group is None:  # late: every worker of a DataLoader opens its own
-            self.group = _open_arrays(self.path, self.about)
-        scene = {name: torch.as_tensor(array[index % len(self)])
-                       for name, array in self.group.items()}
-        return scene | {"audio": scene["audio"].float()}
+    def __getitem__(self, index: int) -> dict[str, Tensor]: return self.__getitems__([index])[0]
 
-    def __getstate__(self) -> dict: return self.__dict__ | {"group": None}
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
+        "The scenes of some indices, read together. A data loader asks for its batches here."
+        rows = [as_index(i, len(self)) for i in indices]
+        audio = _read_audio(self, rows)
+        return [{name: x if name == "audio" else self._shard(i)[1][name][i % self.about["shard"]]
+                 .clone() for name in self.about["arrays"]} for i, x in zip(rows, audio)]
 
-    def __repr__(self) -> str:
-        held = ", ".join(f"{k} {tuple(shape)}" for k, (shape, _) in self.about["arrays"].items())
-        return f"SceneStore({len(self)} scenes, {held})"
+    def _shard(self, i: int): return _opened(self, i // self.about["shard"])
+
+    def __getstate__(self) -> dict: return self.__dict__ | {"_shards": {}}
+
+    __repr__ = lambda self: _held(self)
 
     @classmethod
-    def write(cls, path: str | Path, spec: SceneSpec, count: int, seed: int = 0,
-              **options):  # a SceneStore
+    def write(cls, path: str | Path, spec: SceneSpec, count: int, seed: int = 0, **options):
         "Write scenes, or go on where it was interrupted; `options` as in `write_scenes`."
         write_scenes(path, spec, count, seed, **options)
         return cls(path)
 
-# %% ../../nbs/03_workshop/03_scenes.ipynb #1fb50b4d
+# %% ../../nbs/03_workshop/03_scenes.ipynb #172a4b16
+def _opened(store, shard: int):
+    "Index of the audio, and labels, of a shard."
+    if shard not in store._shards:
+        file = _shard_files(store.path, store.about, shard)["audio"]
+        if len(store._shards) >= _SHARDS_KEPT: store._shards.pop(next(iter(store._shards)))
+        store._shards[shard] = (_read_index(file, store.about["shard"]),
+                                _read_labels(store.path, store.about, shard))
+    return store._shards[shard]
+
+def _held(store) -> str:
+    held = ", ".join(f"{k} {tuple(shape)}" for k, (shape, _) in store.about["arrays"].items())
+    return f"SceneStore({len(store)} scenes, {held})"
+
+# %% ../../nbs/03_workshop/03_scenes.ipynb #fb6864a2
+def _read_audio(store, rows: list[int]) -> Tensor:
+    "Recordings (scenes, mics, time) of some scenes of a store."
+    shape, dtype = store.about["arrays"]["audio"]
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty((len(rows), size + 4), np.uint8)  # each with its checksum
+    for k, i in enumerate(rows):
+        file = _shard_files(store.path, store.about, i // store.about["shard"])["audio"]
+        start, length = store._shard(i)[0][i % store.about["shard"]]
+        if length != size + 4: raise ValueError(f"{file}: holds no scene {i}")
+        _fetch(file, start, raw[k])
+        _whole(raw[k], file)
+    audio = torch.from_numpy(raw[:, :-4].view(np.dtype(dtype).newbyteorder("<")))
+    return audio.float().unflatten(-1, shape)
+
+# %% ../../nbs/03_workshop/03_scenes.ipynb #5378a1e8
 def _open_about(path: Path) -> dict:
     "What a finished store says of itself. Raises `FileNotFoundError` or `ValueError`."
     if not (path / "about.json").is_file():
@@ -549,11 +660,6 @@ def _refuse_damage(path: Path, about: dict, checksums: bool) -> None:
     if told:
         raise ValueError(f"path={str(path)!r}: {'; '.join(told)}; SceneStore.write with the same "
                          f"arguments repairs it")
-
-def _open_arrays(path: Path, about: dict) -> dict:
-    import zarr
-    group = zarr.open_group(str(path), mode="r")
-    return {name: group[name] for name in about["arrays"]}
 
 # %% ../../nbs/03_workshop/03_scenes.ipynb #8f37d4de
 @door(path=as_path, count=whole(), seed=as_seed, precision=choice("float16", "float32"),

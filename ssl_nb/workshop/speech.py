@@ -128,7 +128,7 @@ def _folder_of(split: str | Path) -> Path:
                      f"{nearest(str(split), SPLITS) if named else ''}")
 
 # %% ../../nbs/03_workshop/02_speech.ipynb #89e52406
-@door(kind=choice("sentence", "digit"), fs=as_rate, channel=choice("first", "mean"))
+@door(split=as_path, kind=choice("sentence", "digit"), fs=as_rate, channel=choice("first", "mean"))
 def speech(split: str | Path = "train",  # train, valid, test, or a folder of your own sound files
            kind: str | None = None,  # sentence or digit (embedded speech only); both if None
            fs: float = 16000,  # Hz

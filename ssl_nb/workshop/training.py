@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from ..arguments import as_device, as_path, as_seed, choice, count, door, number
+from ..arguments import as_device, as_path, as_seed, choice, count, door, instance, number
 from ..settings import torch_device
 
 # %% ../../nbs/03_workshop/08_training.ipynb #d0f12480
@@ -182,15 +182,12 @@ def _leaves(batch: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in items: yield from _leaves(value, f"{name}.{key}" if name else str(key))
 
 # %% ../../nbs/03_workshop/08_training.ipynb #9f64344c
+@door(warmup=number("epochs", least=0), floor=number(least=0, most=1))
 @dataclass(frozen=True)
 class Cosine:
     "Linear warm-up, then half a cosine, equation (3), step by step."
     warmup: float = 0.0  # epochs
     floor: float = 0.0  # what is left of the learning rate at the end, 0 to 1
-
-    def __post_init__(self):
-        if not (self.warmup >= 0 and 0 <= self.floor <= 1):
-            raise ValueError(f"{self}: warmup must not be negative, floor must be from 0 to 1")
 
     def factor(self, t: float, dt: float,
                epochs: int) -> float:  # epochs done, epochs a step takes, epochs in all
@@ -200,13 +197,11 @@ class Cosine:
             1 + math.cos(math.pi * (t - self.warmup) / max(epochs - self.warmup, 1e-9)))
 
 # %% ../../nbs/03_workshop/08_training.ipynb #6070fc4d
+@door(decay=number(above=0, most=1))
 @dataclass(frozen=True)
 class Exponential:
     "Decay by a constant factor, equation (4), step by step."
     decay: float = 0.95  # per epoch
-
-    def __post_init__(self):
-        if not 0 < self.decay <= 1: raise ValueError(f"{self}: decay must be above 0 and at most 1")
 
     def factor(self, t: float, dt: float,
                epochs: int) -> float:  # epochs done, epochs a step takes, epochs in all
@@ -214,17 +209,13 @@ class Exponential:
         return self.decay ** t
 
 # %% ../../nbs/03_workshop/08_training.ipynb #73586196
+@door(cut=number(above=0, below=1), patience=count(0), floor=number(least=0, most=1))
 @dataclass(frozen=True)
 class Plateau:
     "Cut the learning rate where nothing improves."
     cut: float = 0.1  # factor of the learning rate
     patience: int = 10  # epochs without a better value before a cut
     floor: float = 0.0  # no cut goes below this part of the first learning rate
-
-    def __post_init__(self):
-        if not (0 < self.cut < 1 and self.patience >= 0):
-            raise ValueError(f"{self}: cut must be between 0 and 1, patience not negative")
-        if not 0 <= self.floor <= 1: raise ValueError(f"{self}: floor must be from 0 to 1")
 
 SCHEDULES = {"cosine": Cosine, "exponential": Exponential, "plateau": Plateau}
 
@@ -891,7 +882,12 @@ def _prepare(model, train, valid, loss, accelerator, optimizer, lr, weight_decay
     return run
 
 # %% ../../nbs/03_workshop/08_training.ipynb #5ff31da6
-@door(epochs=count(), lr=number(above=0), weight_decay=number(least=0), mode=choice("min", "max"),
+_loader = instance(DataLoader, "a DataLoader (torch.utils.data)")
+
+# %% ../../nbs/03_workshop/08_training.ipynb #1db5d249
+@door(model=instance(nn.Module, "a net (torch.nn.Module)"), train=_loader, valid=_loader,
+      loss=instance(callable, "a function"), epochs=count(), lr=number(above=0),
+      weight_decay=number(least=0), mode=choice("min", "max"),
       patience=count(), clip=number(above=0), accumulate=count(), precision=choice(*PRECISIONS),
       folder=as_path, resume=choice(True, False, "auto"), keep=choice("best", "last"),
       seed=as_seed, device=as_device)

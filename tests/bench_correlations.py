@@ -1,0 +1,129 @@
+"""Rows of the bench: GCC-PHAT and maps of steered power."""
+import numpy as np
+import torch
+from bench import Case, Peer, close, fft_flops, growth, memory, noise, row
+from ssl_nb.acoustics.geometry import mic_pairs, robot_head_array
+from ssl_nb.classical.gcc_phat import gcc_phat
+from ssl_nb.classical.steered_power import SteeredPower, direction_grid, music
+
+
+def by_torch(audio, max_lag, n, anew=False):
+    "GCC-PHAT pair after pair; each channel is transformed for every pair, or once."
+    def compute():
+        whole = None if anew else torch.fft.rfft(audio, n)
+        rows = []
+        for i, j in mic_pairs(audio.shape[-2]).tolist():
+            a, b = ((torch.fft.rfft(audio[..., k, :], n) for k in (i, j)) if anew
+                    else (whole[..., k, :] for k in (i, j)))
+            cross = a * b.conj()
+            gcc = torch.fft.irfft(cross / (cross.abs() + 1e-12), n)
+            rows.append(torch.cat([gcc[..., -max_lag:], gcc[..., :max_lag + 1]], -1))
+        return torch.stack(rows, -2)
+    return compute
+
+
+def by_scipy(audio, max_lag, n):
+    "All pairs of a recording in one inverse transform."
+    import scipy.fft
+    first, second = mic_pairs(audio.shape[-2]).numpy().T
+    x = audio.numpy()
+    def compute():
+        out = []
+        for frame in x.reshape(-1, *x.shape[-2:]):
+            spectrum = scipy.fft.rfft(frame, n)
+            cross = spectrum[first] * spectrum[second].conj()
+            gcc = scipy.fft.irfft(cross / (np.abs(cross) + 1e-12), n)
+            out.append(np.concatenate([gcc[..., -max_lag:], gcc[..., :max_lag + 1]], -1))
+        return np.stack(out).reshape(*x.shape[:-2], len(first), -1)
+    return compute
+
+
+def length(time, max_lag):
+    import scipy.fft
+    from ssl_nb.classical.correlations import transform_length
+    return transform_length(time, max_lag)
+
+
+def gcc_case(audio, max_lag):
+    n, scale = length(audio.shape[-1], max_lag), float(gcc_phat(audio, max_lag=max_lag).abs().max())
+    pairs = len(mic_pairs(audio.shape[-2]))
+    same = close(1e-3)
+    frames = audio.numel() // audio.shape[-1] // audio.shape[-2]
+    peers = [Peer("torch, every pair anew", lambda: by_torch(audio, max_lag, n, True), same),
+             Peer("torch, channels once", lambda: by_torch(audio, max_lag, n), same)]
+    if audio.device.type == "cpu":
+        peers.append(Peer("scipy", lambda: by_scipy(audio, max_lag, n), same))
+    return Case(lambda: gcc_phat(audio, max_lag=max_lag), peers,
+                work={"fft": fft_flops(n, frames * (audio.shape[-2] + pairs))})
+
+
+@row("gcc_frames", "GCC-PHAT, 12 microphones, 100 frames of 4096, 65 lags")
+def _(device="cpu"): return gcc_case(noise(100, 12, 4096, device=device), 32)
+
+
+@row("gcc_one", "GCC-PHAT, 4 microphones, one frame of 8000, 801 lags")
+def _(device="cpu"): return gcc_case(noise(4, 8000, device=device), 400)
+
+
+@growth("gcc_mics", "GCC-PHAT of 50 frames of 4096 against microphones", (4, 8, 16, 32))
+def _(mics):
+    audio = noise(50, mics, 4096)
+    return lambda: gcc_phat(audio, max_lag=32)
+
+
+@memory("gcc_framed", "GCC-PHAT, 8 microphones x 600 s in frames of 4096, 65 lags")
+def _():
+    audio = noise(8, 600 * 16000)
+    gcc_phat(audio[:, :4096], max_lag=32)
+    return lambda: gcc_phat(audio.unfold(-1, 4096, 4096).transpose(0, 1), max_lag=32)
+
+
+def mean_map(theirs, bins, frames, n):
+    def compute():
+        theirs.locate_sources(torch.fft.rfft(frames, n).permute(1, 2, 0).numpy(), freq_bins=bins)
+        return theirs.grid.values
+    return compute
+
+
+@row("srp_mean", "mean SRP-PHAT map of 60 frames of 4096, 12 microphones, 64 x 32 directions")
+def _():
+    from ssl_nb.classical.correlations import band_bins, transform_length
+    mics, grid, band, part = robot_head_array(), direction_grid(64, 32), (500.0, 4000.0), 6
+    frames = noise(60, 12, 4096)
+    ours = SteeredPower(mics, grid, 16000, band=band)
+    n = transform_length(4096, ours.max_lag)
+    def library():
+        import pyroomacoustics as pra
+        azimuth = np.pi * np.arange(-31, 33) / 32
+        theirs = pra.doa.SRP(mics.double().numpy().T, 16000, n, azimuth=azimuth,
+                             colatitude=np.pi * (np.arange(32) + 0.5) / 32, dim=3)
+        theirs.grid.neighbors  # the library's convex hull, once
+        return mean_map(theirs, list(range(*band_bins(band, n, 16000))), frames[:part], n)
+    def agree(_, b):
+        own = ours(frames[:part]).mean(0).unflatten(-1, grid.shape).flip(1).T.reshape(-1)
+        return close(1e-4)((12 + 2 * own) / 66, b)
+    return Case(lambda: ours(frames).mean(0), [Peer("pyroomacoustics", library, agree, 60 / part)])
+
+
+@growth("srp_points", "SRP-PHAT maps of 20 frames against directions", (512, 2048, 8192))
+def _(points):
+    columns = round((2 * points) ** 0.5)
+    steered = SteeredPower(robot_head_array(), direction_grid(columns, points // columns), 16000)
+    frames = noise(20, 12, 4096)
+    return lambda: steered(frames)
+
+
+@memory("srp_framed", "SRP-PHAT maps, 8 microphones x 600 s in frames of 4096, 64 x 32 directions")
+def _():
+    audio = noise(8, 600 * 16000)
+    steered = SteeredPower(robot_head_array()[:8], direction_grid(64, 32), 16000)
+    steered(audio[:, :4096])
+    return lambda: steered(audio.unfold(-1, 4096, 4096).transpose(0, 1))
+
+
+@memory("music_framed", "MUSIC maps, 8 microphones x 60 s in frames of 4096, 64 x 32 directions")
+def _():
+    audio = noise(8, 60 * 16000).unfold(-1, 4096, 4096).transpose(0, 1)
+    mics, grid = robot_head_array()[:8], direction_grid(64, 32)
+    music(audio[:1], mics, grid, 16000)
+    return lambda: music(audio, mics, grid, 16000)
