@@ -1,4 +1,4 @@
-"""A net that learns what to correlate, and that cannot invent a delay
+"""A net that learns what to correlate, built so that it cannot invent a delay
 
 Docs: https://ssl-nb.github.io/ssl_nb/06_masked/ngcc_phat.html.md"""
 
@@ -7,10 +7,11 @@ Docs: https://ssl-nb.github.io/ssl_nb/06_masked/ngcc_phat.html.md"""
 # %% auto #0
 __all__ = ['EPS', 'HEADS', 'BETAS', 'DECODINGS', 'sinc_bank', 'circular_filter', 'SincFilters', 'PlainFilters', 'circular_conv',
            'CircularConv', 'TimeNorm', 'FrontEnd', 'channel_gcc', 'NgccPhat', 'beta_image', 'PgccPhat', 'lag_targets',
-           'DelayLoss', 'Lag', 'decode_lags', 'delay_error', 'unit_level', 'DelayScenes', 'load_published']
+           'DelayLoss', 'Lag', 'decode_lags', 'load_published', 'unit_level', 'DelayScenes', 'delay_error',
+           'load_trained', 'NgccMultilateration']
 
 # %% ../../nbs/06_masked/01_ngcc_phat.ipynb #91d84458
-import math
+import json, math
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,11 +20,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from ..acoustics.geometry import check_pairs, tdoas
+from ..acoustics.geometry import check_pairs, max_pair_tdoas, tdoas
 from ..arguments import as_audio, as_finite, as_pairs, as_path, as_rate, choice, count, door
 from ..arguments import match_channels, number
 from ..classical.correlations import bin_weights, lag_matrices, lags_by_matrix
 from ..classical.correlations import lags_by_transform, takes_matrix
+from ..classical.multilateration import multilaterate, position_bound
+from ..settings import load_settings
+from ..workshop.localizers import Estimate, Needs, check_call, cut, speech_activity
 from ..workshop.scene_bank import SceneBank
 
 # %% ../../nbs/06_masked/01_ngcc_phat.ipynb #a8b89a70
@@ -463,31 +467,6 @@ def _median(p, lags):
     inside = (0.5 - (upper - p).gather(-1, at)) / p.gather(-1, at)
     return (lags[at] - 0.5 + inside).squeeze(-1)
 
-# %% ../../nbs/06_masked/01_ngcc_phat.ipynb #713f0a73
-def delay_error(model, batch) -> Float[Tensor, "batch"]:
-    "Mean absolute error over the pairs of each example, samples: a metric for `fit`."
-    found = decode_lags(model.pairwise(batch["audio"]), "median").delay
-    return (found - batch["delays"]).abs().mean(-1)
-
-# %% ../../nbs/06_masked/01_ngcc_phat.ipynb #ea8d5191
-def unit_level(audio: Float[Tensor, "*batch mics time"]) -> Float[Tensor, "*batch mics time"]:
-    "Windows of RMS 1 over all microphones; silence stays silence."
-    return audio / (audio.square().mean((-2, -1), keepdim=True) + 1e-12).sqrt()
-
-# %% ../../nbs/06_masked/01_ngcc_phat.ipynb #98ccfd18
-class DelayScenes(Dataset):
-    "A `SceneBank` with the delays of all pairs, samples, and windows at unit level."
-    def __init__(self, bank: SceneBank): self.bank = bank
-
-    def __len__(self) -> int: return len(self.bank)
-
-    def __getitems__(self, indices):
-        return [{"audio": unit_level(x["audio"]),
-                 "delays": tdoas(x["mics"], x["sources"][0]) * self.bank.spec.fs}
-                for x in self.bank.__getitems__(indices)]
-
-    def __getitem__(self, index: int): return self.__getitems__([index])[0]
-
 # %% ../../nbs/06_masked/01_ngcc_phat.ipynb #8c0b8f72
 def _ngcc_names(use_sinc, regression):
     "Published name of a layer: ours."
@@ -564,3 +543,88 @@ def load_published(path: str | Path,  # .safetensors, or the published .pth
                              f"needs {tuple(own[ours].shape)}")
         own[ours].copy_(value.reshape(own[ours].shape))
     return net.eval()
+
+# %% ../../nbs/06_masked/01_ngcc_phat.ipynb #ea8d5191
+def unit_level(audio: Float[Tensor, "*batch mics time"]) -> Float[Tensor, "*batch mics time"]:
+    "Windows of RMS 1 over all microphones; silence stays silence."
+    return audio / (audio.square().mean((-2, -1), keepdim=True) + 1e-12).sqrt()
+
+# %% ../../nbs/06_masked/01_ngcc_phat.ipynb #98ccfd18
+class DelayScenes(Dataset):
+    "A `SceneBank` with the delays of all pairs, samples, and windows at unit level."
+    def __init__(self, bank: SceneBank): self.bank = bank
+
+    def __len__(self) -> int: return len(self.bank)
+
+    def __getitems__(self, indices):
+        return [{"audio": unit_level(x["audio"]),
+                 "delays": tdoas(x["mics"], x["sources"][0]) * self.bank.spec.fs}
+                for x in self.bank.__getitems__(indices)]
+
+    def __getitem__(self, index: int): return self.__getitems__([index])[0]
+
+# %% ../../nbs/06_masked/01_ngcc_phat.ipynb #713f0a73
+def delay_error(model, batch) -> Float[Tensor, "batch"]:
+    "Mean absolute error over the pairs of each example, samples: a metric for `fit`."
+    found = decode_lags(model.pairwise(batch["audio"]), "median").delay
+    return (found - batch["delays"]).abs().mean(-1)
+
+# %% ../../nbs/06_masked/01_ngcc_phat.ipynb #23689bf3
+@door(folder=as_path)
+def load_trained(folder: str | Path | None = None,  # data/models/ngcc_phat if None
+                 ) -> NgccPhat:
+    """A net of this book with its weights, in evaluation mode, from `weights.safetensors` and
+    `card.json`. Raises `FileNotFoundError` where one of them is missing."""
+    from safetensors.torch import load_file
+    folder = load_settings().data / "models" / "ngcc_phat" if folder is None else folder
+    for name in ("card.json", "weights.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"folder={str(folder)!r}: holds no {name}")
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    net = NgccPhat(**card["net"])
+    net.load_state_dict(load_file(folder / "weights.safetensors"))
+    return net.eval()
+
+# %% ../../nbs/06_masked/01_ngcc_phat.ipynb #ac05d310
+class NgccMultilateration:
+    "Delays of NGCC-PHAT and robust multilateration over frames: one position in a room."
+    name, needs = "ngcc_multilateration", Needs(finds="positions", mics=5, room="needed", rate=16000)
+
+    @door(weights=as_path)
+    def __init__(self, weights: str | Path | None = None):  # a folder; that of the book if None
+        self.net = load_trained(weights)
+
+    def __call__(self, audio, mics, fs, *, room=None, sources=1, hop=None) -> Estimate:
+        call = check_call(self, audio, mics, fs, room, sources, hop)
+        pieces, times = cut(call)
+        heard = speech_activity(pieces, call.fs, call.hop)
+        points = pieces.new_full((len(pieces), 4), torch.nan)
+        talking = heard > 0.5
+        if talking.any():
+            points[talking] = torch.cat([self._search(call, some)
+                                         for some in pieces[talking].split(16)]).to(points)
+        return Estimate(times, points[:, None, :3], points[:, 3:], heard[:, None], False)
+
+    def _search(self, call, pieces):
+        "Positions and their deviation, (frames, 4)."
+        delays, weights = self.delays(call.mics, unit_level(pieces))
+        bounds = torch.stack([torch.zeros(3), call.room])
+        found = multilaterate(call.mics, delays, weights=weights, bounds=bounds, loss="cauchy")
+        residual = (delays - tdoas(call.mics, found.position)).abs().median(-1).values
+        sigma = 1.48 * residual.clamp(min=1e-6) / 2 ** 0.5  # of one arrival time, s
+        bound = position_bound(call.mics, found.position, sigma[:, None].expand(-1, len(call.mics)))
+        spread = bound.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt()
+        return torch.cat([found.position, spread[:, None].to(found.position)], -1)
+
+    def delays(self, mics, pieces):
+        "Delays of all pairs, s, and the probability of their lags."
+        limits = max_pair_tdoas(mics)
+        reach = math.ceil(float(limits.max()) * self.net.fs)
+        with torch.no_grad(): scores = self.net.pairwise(pieces, max_lag=reach)
+        lags = torch.arange(-reach, reach + 1, device=scores.device)
+        possible = lags.abs() <= (limits * self.net.fs).ceil()[:, None]
+        scores = scores.where(possible, scores.new_full((), -1e4))
+        delay = decode_lags(scores, "refined").delay / self.net.fs
+        # between lags a pair may go a little beyond its limit
+        return (torch.minimum(torch.maximum(delay, -limits), limits),
+                scores.softmax(-1).amax(-1))
