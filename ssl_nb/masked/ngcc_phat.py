@@ -31,9 +31,9 @@ from ..workshop.localizers import Estimate, Needs, check_call, cut, speech_activ
 from ..workshop.scene_bank import SceneBank
 
 # %% ../../nbs/06_masked/01_ngcc_phat.ipynb #a8b89a70
-def sinc_bank(low: Float[Tensor, "filters"], width: Float[Tensor, "filters"],  # a and b of (1), Hz
+def sinc_bank(low: Float[Tensor, "filters"], width: Float[Tensor, "filters"],  # learned numbers, Hz
               taps: int, fs: float) -> Float[Tensor, "filters taps"]:
-    "Band-pass filters that are symmetric about their middle tap, which is 1: equations (1) and (2)."
+    "Band-pass filters, symmetric about their middle tap, which is 1: equation (1)."
     bottom = 50 + low.abs()
     top = (bottom + 50 + width.abs()).clamp(max=fs / 2)
     half = taps // 2
@@ -41,8 +41,8 @@ def sinc_bank(low: Float[Tensor, "filters"], width: Float[Tensor, "filters"],  #
     window = 0.54 - 0.46 * torch.cos(
         2 * torch.pi * torch.linspace(0, taps / 2 - 1, half, device=low.device, dtype=low.dtype)
         / taps)
-    wave = (torch.sin(2 * torch.pi * top[:, None] * t) - torch.sin(2 * torch.pi * bottom[:, None] * t))
-    left = wave * window / (torch.pi * t) / (2 * (top - bottom)[:, None])
+    sine = lambda edge: torch.sin(2 * torch.pi * edge[:, None] * t)
+    left = (sine(top) - sine(bottom)) * window / (torch.pi * t) / (2 * (top - bottom)[:, None])
     return torch.cat([left, torch.ones_like(left[:, :1]), left.flip(-1)], -1)
 
 # %% ../../nbs/06_masked/01_ngcc_phat.ipynb #a86960a3
@@ -50,10 +50,11 @@ def circular_filter(audio: Float[Tensor, "*batch time"],
                     filters: Float[Tensor, "filters taps"],  # an odd number of taps
                     ) -> Float[Tensor, "*batch filters time"]:
     """Every filter over every recording, wrapped around its ends, by the Fourier transform:
-    equation (3). Raises `ValueError` for a recording shorter than a filter."""
+    equation (2). Raises `ValueError` for a recording shorter than a filter."""
     time, taps = audio.shape[-1], filters.shape[-1]
     if time < taps:
-        raise ValueError(f"audio: has {time} samples, a filter of {taps} taps needs at least {taps}")
+        raise ValueError(f"audio: has {time} samples, a filter of {taps} taps needs at least "
+                         f"{taps}")
     rolled = F.pad(filters, (0, time - taps)).roll(-(taps // 2), -1)  # the middle tap first
     spectrum = torch.fft.rfft(audio).unsqueeze(-2) * torch.fft.rfft(rolled).conj()
     return torch.fft.irfft(spectrum, time)
@@ -88,16 +89,16 @@ class PlainFilters(nn.Module):
 def circular_conv(features: Float[Tensor, "batch time channels"],
                   weight: Float[Tensor, "out channels taps"],  # an odd number of taps
                   bias: Float[Tensor, "out"]) -> Float[Tensor, "batch time out"]:
-    "A convolution over channels and time that wraps around the ends of the window: equation (4)."
-    return _TileConv.apply(features, weight) + bias
+    "A convolution over channels and time that wraps around the ends of the window: equation (3)."
+    return _TileConv.apply(features, weight, bias)
 
 # %% ../../nbs/06_masked/01_ngcc_phat.ipynb #ab8501a6
 _TILE = 32  # outputs of one short transform
 
 @lru_cache(maxsize=16)
 def _tile_matrices(taps, dtype, device):
-    """Matrices of a bilinear algorithm for `_TILE` outputs: transform the inputs, transform the taps,
-    multiply, transform back. A complex product is three real ones; their sums are in the matrices."""
+    """Matrices of a bilinear algorithm for `_TILE` outputs: transform the inputs and the taps,
+    multiply, transform back. A complex product is three real ones, with sums in the matrices."""
     n = _TILE + taps - 1
     n += n % 2
     def angles(columns):
@@ -112,7 +113,7 @@ def _tile_matrices(taps, dtype, device):
 
 # %% ../../nbs/06_masked/01_ngcc_phat.ipynb #3cd5ebd7
 def _spectra(features, inputs, half):
-    "Transforms (products, batch * tiles, channels) of overlapping tiles of windows that wrap around."
+    "Transforms (products, batch * tiles, channels) of overlapping tiles of wrapped windows."
     batch, time, channels = features.shape
     tiles, n = -(-time // _TILE), inputs.shape[1]
     around = (torch.arange((tiles - 1) * _TILE + n, device=features.device) - half) % time
@@ -121,7 +122,7 @@ def _spectra(features, inputs, half):
                                      (channels, wrapped.stride(0), _TILE * channels, 1))
     return (inputs @ overlapping.reshape(n, -1)).reshape(len(inputs), -1, channels)
 
-def _convolved(features, weight, items=4):  # windows at a time: what a processor's cache holds
+def _convolved(features, weight, bias=0.0, items=4):  # windows at a time, for a processor's cache
     "Circular convolution of windows, tile by tile."
     out, channels, taps = weight.shape
     inputs, of_taps, back = _tile_matrices(taps, features.dtype, features.device)
@@ -131,23 +132,26 @@ def _convolved(features, weight, items=4):  # windows at a time: what a processo
         some = features[b:b + items]
         products = torch.bmm(_spectra(some, inputs, taps // 2), response)
         tiles = (back @ products.reshape(len(products), -1)).reshape(_TILE, len(some), -1, out)
-        result[b:b + items] = tiles.permute(1, 2, 0, 3).flatten(1, 2)[:, :features.shape[1]]
+        whole = (tiles + bias).permute(1, 2, 0, 3).flatten(1, 2)
+        result[b:b + items] = whole[:, :features.shape[1]]
     return result
 
 # %% ../../nbs/06_masked/01_ngcc_phat.ipynb #e8e0c16d
 class _TileConv(torch.autograd.Function):
     "Circular convolution by short Fourier transforms, forwards and backwards."
     @staticmethod
-    def forward(ctx, features, weight):
+    def forward(ctx, features, weight, bias):
         ctx.save_for_backward(features, weight)
-        return _convolved(features, weight)
+        return _convolved(features, weight, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         features, weight = ctx.saved_tensors
-        before = _convolved(grad, weight.flip(-1).transpose(0, 1)) if ctx.needs_input_grad[0] else None
-        return before, _weight_slope(features, grad, weight) if ctx.needs_input_grad[1] else None
+        needs = ctx.needs_input_grad
+        before = _convolved(grad, weight.flip(-1).transpose(0, 1)) if needs[0] else None
+        of_weight = _weight_slope(features, grad, weight) if needs[1] else None
+        return before, of_weight, grad.sum((0, 1)) if needs[2] else None
 
 def _weight_slope(features, grad, weight, items=4):
     "Slope of the weights: products of the transforms of inputs and slopes, summed over all tiles."
@@ -176,13 +180,13 @@ class TimeNorm(nn.BatchNorm1d):
 
 # %% ../../nbs/06_masked/01_ngcc_phat.ipynb #11feeea9
 class FrontEnd(nn.Module):
-    """One recording to `width` filtered ones: band-pass filters and three circular convolutions, with
-    batch normalization after each (Berg et al., 2022, section 3). Shifting the recording around
-    shifts its outputs around."""
+    """One recording to `width` filtered ones: band-pass filters and three circular convolutions,
+    with batch normalization after each (Berg et al., 2022, section 3). Turning the recording turns
+    its outputs."""
     def __init__(self, width: int = 128, taps: int = 1023, use_sinc: bool = True,
                  fs: float = 16000):
         super().__init__()
-        norm, act = lambda: TimeNorm(width, momentum=0.05), lambda: nn.LeakyReLU(0.2, inplace=True)
+        norm, act = lambda: TimeNorm(width, momentum=0.05), lambda: nn.LeakyReLU(0.2)
         first = SincFilters(width, taps, fs) if use_sinc else PlainFilters(width, taps)
         self.layers = nn.Sequential(
             first, norm(), act(), CircularConv(width, width, 11), norm(), act(),
@@ -198,8 +202,8 @@ EPS = 1e-3  # added to the magnitude of a cross-spectrum
 def channel_gcc(features: Float[Tensor, "batch mics channels time"],
                 pairs: Int[Tensor, "pairs 2"], max_lag: int,  # samples
                 ) -> Float[Tensor, "batch pairs channels lags"]:
-    """GCC-PHAT of every feature channel of every pair, equation (5): a spectrum per microphone, then
-    a product per pair."""
+    """GCC-PHAT of every feature channel of every pair, equation (5): a spectrum per microphone,
+    then a product per pair."""
     return _ChannelGcc.apply(features, tuple(map(tuple, pairs.tolist())), max_lag)
 
 # %% ../../nbs/06_masked/01_ngcc_phat.ipynb #7d3d051f
@@ -299,8 +303,8 @@ HEADS = ("classifier", "regression")
 
 class NgccPhat(nn.Module):
     """Neural GCC-PHAT (Berg et al., 2022): the delay of a pair from the GCC-PHAT of learned, shift
-    equivariant features. `forward` takes `(*batch, 2, time)` and gives a score per lag, or the delay
-    in samples with the regression head.
+    equivariant features. `forward` takes `(*batch, 2, time)` and gives a score per lag, or the
+    delay in samples with the regression head.
 
     Raises `ValueError` for another number of microphones and for a window that is shorter than the
     filters or than the lags."""
@@ -346,12 +350,14 @@ class NgccPhat(nn.Module):
         gcc = channel_gcc(self.front(audio.reshape(-1, *audio.shape[-2:])), pairs, max_lag)
         return gcc.reshape(*audio.shape[:-2], *gcc.shape[1:])
 
+    @door(audio=partial(as_audio, channels=2), pairs=as_pairs, max_lag=count(1))
     def pairwise(self, audio: Float[Tensor, "*batch mics time"],
                  pairs: Int[Tensor, "pairs 2"] | None = None, max_lag: int | None = None,
                  ) -> Float[Tensor, "*batch pairs lags"]:
         "Scores of the lags of many pairs."
         return self.scores(self.correlations(audio, pairs, max_lag))
 
+    @door(audio=as_audio)
     def forward(self, audio: Float[Tensor, "*batch mics time"]) -> Float[Tensor, "*out"]:
         match_channels(audio, 2)
         scores = self.pairwise(audio)[..., 0, :]
@@ -370,7 +376,7 @@ BETAS = 11  # exponents 0, 0.1, ..., 1
 
 def beta_image(audio: Float[Tensor, "batch 2 time"], max_lag: int,  # samples
                ) -> Float[Tensor, "batch 1 betas lags"]:
-    "Correlations whitened by the exponents 0 to 1, equation (8), as an image."
+    "Correlations whitened by the exponents 0 to 1, equation (6), as an image."
     n = 2 * audio.shape[-1]
     x, y = torch.fft.rfft(audio, n).unbind(-2)
     cross = x * y.conj()
@@ -396,12 +402,12 @@ class PgccPhat(nn.Module):
         self.mlp = nn.Sequential(*dense(512 * (lags - 10), 512), *dense(512, 512),
                                  nn.Linear(512, lags if head == "classifier" else 1))
 
-    @door(audio=partial(as_audio, channels=2))
+    @door(audio=as_audio)
     def forward(self, audio: Float[Tensor, "*batch mics time"]) -> Float[Tensor, "*out"]:
         match_channels(audio, 2)
         if audio.shape[-1] <= self.max_lag:
-            raise ValueError(f"audio: has {audio.shape[-1]} samples, lags up to {self.max_lag} need "
-                             f"at least {self.max_lag + 1}")
+            raise ValueError(f"audio: has {audio.shape[-1]} samples, lags up to {self.max_lag} "
+                             f"need at least {self.max_lag + 1}")
         image = beta_image(audio.reshape(-1, 2, audio.shape[-1]), self.max_lag)
         out = self.mlp(self.convs(image).flatten(1))
         return out.reshape(*audio.shape[:-2], *out.shape[1:] if self.kind == "classifier" else ())
@@ -411,8 +417,8 @@ class PgccPhat(nn.Module):
 def lag_targets(delay: Float[Tensor, "*batch"],  # true delays, samples
                 max_lag: int, split: bool = True,  # between the two nearest lags; else the nearest
                 ) -> Float[Tensor, "*batch lags"]:
-    """What the probabilities of the lags should be, equation (6). A delay beyond the last lag by less
-    than half a sample counts as the last lag; `ValueError` for one farther out."""
+    """What the probabilities of the lags should be, equation (7). A delay beyond the last lag by
+    less than half a sample counts as the last lag; `ValueError` for one farther out."""
     if delay.numel() and delay.abs().max() >= max_lag + 0.5:
         raise ValueError(f"delay: {float(delay.abs().max()):.2f} samples, must be below "
                          f"{max_lag + 0.5} for lags up to {max_lag}")
@@ -442,9 +448,10 @@ DECODINGS = ("peak", "refined", "median")
 def decode_lags(scores: Float[Tensor, "*batch lags"],  # of a classifier
                 how: str = "refined") -> Lag:
     """Delay and spread from scores: the most probable lag, the mean of the lags around it, or the
-    median, equation (7)."""
+    median, equation (8)."""
     if scores.shape[-1] % 2 == 0:
-        raise ValueError(f"scores: {scores.shape[-1]} lags, must be an odd number, centred on lag 0")
+        raise ValueError(f"scores: {scores.shape[-1]} lags, must be an odd number, centred on lag "
+                         f"0")
     half = scores.shape[-1] // 2
     lags = torch.arange(-half, half + 1, device=scores.device, dtype=scores.dtype)
     p = scores.softmax(-1)
@@ -492,7 +499,8 @@ def _tensors(parts, norms):
     statistics = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     return ({f"{theirs}.{p}": f"{ours}.{p}" for theirs, ours in parts.items()
              for p in ("weight", "bias")}
-            | {f"{theirs}.{p}": f"{ours}.{p}" for theirs, ours in norms.items() for p in statistics})
+            | {f"{theirs}.{p}": f"{ours}.{p}" for theirs, ours in norms.items()
+               for p in statistics})
 
 # %% ../../nbs/06_masked/01_ngcc_phat.ipynb #4a78aa30
 def _read_tensors(path):
@@ -588,7 +596,8 @@ def load_trained(folder: str | Path | None = None,  # data/models/ngcc_phat if N
 # %% ../../nbs/06_masked/01_ngcc_phat.ipynb #ac05d310
 class NgccMultilateration:
     "Delays of NGCC-PHAT and robust multilateration over frames: one position in a room."
-    name, needs = "ngcc_multilateration", Needs(finds="positions", mics=5, room="needed", rate=16000)
+    name = "ngcc_multilateration"
+    needs = Needs(finds="positions", mics=5, room="needed", rate=16000)
 
     @door(weights=as_path)
     def __init__(self, weights: str | Path | None = None):  # a folder; that of the book if None
