@@ -7,9 +7,9 @@ Docs: https://ssl-nb.github.io/ssl_nb/06_masked/wav2pos.html.md"""
 # %% auto #0
 __all__ = ['PAIRS', 'ROOM', 'RECIPES', 'SOUND_WEIGHT', 'Known', 'known', 'check_known', 'standardized', 'TokenNorm', 'Block',
            'place_embedding', 'place_head', 'PairMixer', 'Filled', 'Wav2pos', 'encode', 'spread_out', 'pair_features',
-           'decode', 'forward', 'train', 'wall_scene', 'WallScenes', 'wall_scenes', 'colored_noise', 'with_noise',
-           'Recipe', 'mirrored', 'draw_known', 'draw_microphones', 'fill_loss', 'TrainingLoss', 'PublishedRate',
-           'make_recipe', 'training_of', 'talker_error']
+           'decode', 'forward', 'train', 'wall_scene', 'KeptScenes', 'wall_scenes', 'remembered', 'colored_noise',
+           'with_noise', 'Recipe', 'mirrored', 'draw_known', 'draw_microphones', 'fill_loss', 'TrainingLoss',
+           'PublishedRate', 'make_recipe', 'training_of', 'talker_error']
 
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #ca9c0264
 import dataclasses, json, math
@@ -346,47 +346,64 @@ def _group(about: dict, tracks, k: int):
     wet = torch.fft.irfft(torch.fft.rfft(dry, length)[:, None] * torch.fft.rfft(h, length), length)
     sound = torch.cat([dry[:, None, lead:], wet[..., lead:lead + about["samples"]]], 1)
     slots = torch.cat([places[:, None], mics.expand(n, -1, -1)], 1)
-    return standardized(sound).half().numpy(), slots.numpy(), np.full(n, t60, np.float32)
+    return {"audio": standardized(sound), "places": slots, "t60": torch.full((n,), t60)}
 
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #4e7f880b
-_FILES = ("sound", "places", "t60")
-
 def _about(folder):
-    "What a folder of scenes says of itself; None where there is none."
+    "What a folder of arrays says of itself; empty where there is none."
     try: return json.loads((folder / "about.json").read_text())
-    except (OSError, ValueError): return None
+    except (OSError, ValueError): return {}
 
 def _write_about(folder, about):
     (folder / ".about").write_text(json.dumps(about))
     (folder / ".about").replace(folder / "about.json")
 
-def _open(folder, about, mode):
-    "The arrays of a folder, mapped into memory."
-    n, slots = about["count"], about["n_mics"] + 1
-    shapes = {"sound": ((n, slots, about["samples"]), np.float16),
-              "places": ((n, slots, 3), np.float32), "t60": ((n,), np.float32)}
-    if mode == "r": return [np.load(folder / f"{name}.npy", mmap_mode="r") for name in _FILES]
-    return [np.lib.format.open_memmap(folder / f"{name}.npy", mode, shape=shapes[name][0],
-                                      dtype=shapes[name][1]) for name in _FILES]
+def _open(folder, mode="r", shapes=None):
+    "Arrays of a folder by name, mapped into memory: nothing is loaded before it is read."
+    names = [p.stem for p in sorted(folder.glob("*.npy"))] if shapes is None else shapes
+    if mode != "w+": return {name: np.load(folder / f"{name}.npy", mmap_mode=mode) for name in names}
+    return {name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
+            for name, (dtype, shape) in shapes.items()}
 
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #42305c7e
-class WallScenes(torch.utils.data.Dataset):
-    """Scenes of `wall_scenes` read from their folder without loading it: dictionaries of `audio`
-    (slots, samples) with the talker's own sound first, `places` (slots, 3) and `t60`."""
-    def __init__(self, folder: Path):
-        self.folder, self.about = folder, _about(folder)
-        self.arrays = _open(folder, self.about, "r")
+def _kept(folder, wanted, shapes, group, step):
+    """The arrays of a folder, made in groups of rows where they are not there; a run that was killed
+    goes on where it was. Raises `ValueError` for a folder that holds others."""
+    about = _about(folder)
+    if about and (off := [k for k in wanted if about.get(k) != wanted[k]]):
+        raise ValueError(f"folder={str(folder)!r}: holds arrays with {off[0]}="
+                         f"{about.get(off[0])!r}, wanted {wanted[off[0]]!r}; give another folder")
+    if not about:
+        folder.mkdir(parents=True, exist_ok=True)
+        _open(folder, "w+", shapes)
+        _write_about(folder, about := wanted | {"done": 0})
+    arrays = _open(folder, "r+") if about["done"] < wanted["count"] else {}
+    for first in range(about["done"], wanted["count"], step):
+        for name, values in group(first // step).items():
+            arrays[name][first:first + len(values)] = values
+        if first // step % 16 == 15 or first + step >= wanted["count"]:
+            for array in arrays.values(): array.flush()
+            _write_about(folder, about := about | {"done": min(first + step, wanted["count"])})
+    return _open(folder)
+
+# %% ../../nbs/06_masked/02_wav2pos.ipynb #5812632b
+class KeptScenes(torch.utils.data.Dataset):
+    """Scenes read from a folder without loading it: dictionaries of `audio` (slots, samples) with the
+    talker's own sound first, `places` (slots, 3), `t60` and what else is kept of them."""
+    def __init__(self, folder: Path, arrays: dict):
+        self.folder, self.about, self.arrays = folder, _about(folder), arrays
 
     def __len__(self): return self.about["count"]
 
     def __getitem__(self, index: int): return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
-        audio, places, t60 = (torch.from_numpy(np.ascontiguousarray(a[indices]))
-                              for a in self.arrays)
-        return [{"audio": x.float(), "places": p, "t60": t} for x, p, t in zip(audio, places, t60)]
+        # in the order in which they lie on disk
+        rows = {name: torch.from_numpy(np.stack([a[i] for i in indices]))
+                for name, a in self.arrays.items()}
+        return [{name: row[k] for name, row in rows.items()} for k in range(len(indices))]
 
-# %% ../../nbs/06_masked/02_wav2pos.ipynb #5812632b
+# %% ../../nbs/06_masked/02_wav2pos.ipynb #a7129f4f
 @door(folder=as_path, count=count(), seed=as_seed, size=as_room_size, n_mics=count(4),
       anechoic_prob=number(least=0, most=1), t60=span("s", least=0.09),
       samples=count(2048), per_room=count())
@@ -397,32 +414,45 @@ def wall_scenes(folder: str | Path,  # kept; made where it is not there, finishe
                 t60=(0.3, 0.4),  # range in the other rooms, s
                 samples: int = 4096,  # kept of each scene: at least a window, more to shift it
                 per_room: int = 8,  # scenes with the same microphones and T60
-                ) -> WallScenes:
+                ) -> KeptScenes:
     """Scenes on disk, simulated once. Raises `ValueError` for a folder that holds others."""
-    wanted = dict(count=count, seed=seed, speech=str(speech), size=[float(side) for side in size], n_mics=n_mics,
-                  anechoic_prob=anechoic_prob, t60=list(t60), samples=samples, per_room=per_room)
-    about = _about(folder) or {}
-    if about and (off := [k for k in wanted if about.get(k) != wanted[k]]):
-        raise ValueError(f"folder={str(folder)!r}: holds scenes with {off[0]}="
-                         f"{about.get(off[0])!r}, wanted {wanted[off[0]]!r}")
-    if not about:
-        folder.mkdir(parents=True, exist_ok=True)
-        _open(folder, wanted, "w+")
-        _write_about(folder, about := wanted | {"done": 0})
-    if about["done"] < count: _fill(folder, about)
-    return WallScenes(folder)
+    about = dict(count=count, seed=seed, speech=str(speech), size=[float(side) for side in size],
+                 n_mics=n_mics, anechoic_prob=anechoic_prob, t60=list(t60), samples=samples,
+                 per_room=per_room)
+    slots, tracks = n_mics + 1, []
+    shapes = {"audio": ("float16", (count, slots, samples)),
+              "places": ("float32", (count, slots, 3)), "t60": ("float32", (count,))}
+    def group(k):
+        if not tracks: tracks.extend(_voices(about["speech"]))
+        return _group(about, tracks, k)
+    return KeptScenes(folder, _kept(folder, about, shapes, group, per_room))
 
-def _fill(folder, about):
-    "Simulate what is missing; a run that is killed goes on where it was."
-    arrays, tracks, step = _open(folder, about, "r+"), _voices(about["speech"]), about["per_room"]
-    for first in range(about["done"], about["count"], step):
-        for array, values in zip(arrays, _group(about, tracks, first // step)):
-            array[first:first + len(values)] = values
-        if first // step % 20 == 19:
-            for array in arrays: array.flush()
-            _write_about(folder, about := about | {"done": first + step})
-    for array in arrays: array.flush()
-    _write_about(folder, about | {"done": about["count"]})
+# %% ../../nbs/06_masked/02_wav2pos.ipynb #2676a619
+def remembered(folder: Path, net, scenes: KeptScenes, snr_db: tuple[float, float] = (0.0, 30.0),
+               seed: int = 0) -> KeptScenes:
+    """Every whole window of some scenes with noise and the correlations of all its pairs, computed
+    once: what a frozen net says does not change."""
+    each = scenes.about["samples"] // net.window
+    n, slots = each * len(scenes), scenes.about["n_mics"] + 1
+    pairs = len(mic_pairs(slots)) * (2 if net.pairs == "ngcc" else 1)
+    about = dict(scenes.about, count=n, noise_seed=seed, snr_db=list(snr_db), window=net.window,
+                 pairs=net.pairs, max_lag=net.max_lag)
+    about.pop("done")
+    shapes = {"audio": ("float16", (n, slots, net.window)), "clean": ("float16", (n, slots, net.window)),
+              "places": ("float32", (n, slots, 3)), "t60": ("float32", (n,)),
+              "lags": ("float16", (n, pairs, 2 * net.max_lag + 1))}
+    def group(k):
+        rows = scenes.__getitems__(range(16 * k, min(16 * k + 16, len(scenes))))
+        clean = torch.stack([r["audio"].float() for r in rows])[..., :each * net.window]
+        clean = clean.unflatten(-1, (each, net.window)).transpose(1, 2).flatten(0, 1)
+        with torch.random.fork_rng([]):
+            torch.manual_seed(int(scene_generator(seed, k).initial_seed()))
+            audio = with_noise(clean, snr_db)
+        lags = pair_features(net, standardized(audio))[:, :pairs]
+        alike = {name: torch.stack([r[name] for r in rows]).repeat_interleave(each, 0)
+                 for name in ("places", "t60")}
+        return {"audio": audio, "clean": clean, "lags": lags, **alike}
+    return KeptScenes(folder, _kept(folder, about, shapes, group, 16 * each))
 
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #d099da7a
 def colored_noise(shape: tuple[int, ...],  # (..., time)
@@ -508,22 +538,39 @@ def _cut_windows(audio, window, each):
     start = torch.randint(samples - window + 1, (batch if each else 1,)).expand(batch)
     return audio.unfold(-1, window, 1)[torch.arange(batch), :, start]
 
+def _pick(values, chosen):
+    "Some slots of every item, (batch, slots, ...)."
+    return values.gather(1, chosen[..., None].expand(-1, -1, values.shape[-1]))
+
+def _kept_pairs(lags, chosen, slots):
+    "Correlations of all pairs of chosen slots, both orders, from those of all slots."
+    i, j = mic_pairs(slots).T
+    if lags.shape[1] == len(i): lags = torch.cat([lags, lags.flip(-1)], 1)
+    table = torch.zeros(slots, slots, dtype=torch.long)
+    table[i, j], table[j, i] = torch.arange(len(i)), torch.arange(len(i), 2 * len(i))
+    a, b = mic_pairs(chosen.shape[1]).T
+    a, b = chosen[:, a], chosen[:, b]
+    return _pick(lags, torch.cat([table[a, b], table[b, a]], 1).to(lags.device))
+
 class TrainingLoss:
     "The loss that `fit` asks for: masks, windows and noise drawn anew at every call."
     def __init__(self, recipe: Recipe, size: Float[Tensor, "3"]):
         self.recipe, self.size = recipe, size
 
     def __call__(self, net: Wav2pos, batch: dict, epoch: int) -> dict[str, Tensor]:
-        recipe, audio, places = self.recipe, batch["audio"], batch["places"]
-        chosen = (draw_microphones(audio.shape[1], len(audio)) if recipe.any_microphone
-                  else torch.arange(7).expand(len(audio), -1))
-        audio = audio.gather(1, chosen[..., None].expand(-1, -1, audio.shape[-1]))
-        places = places.gather(1, chosen[..., None].expand(-1, -1, 3))
-        audio = _cut_windows(audio, net.window, recipe.fresh_windows)
+        recipe, slots = self.recipe, batch["audio"].shape[1]
+        chosen = (draw_microphones(slots, len(batch["audio"])) if recipe.any_microphone
+                  else torch.arange(7).expand(len(batch["audio"]), -1)).to(batch["audio"].device)
+        audio, places = (_pick(batch[k].float(), chosen) for k in ("audio", "places"))
+        clean = _pick(batch["clean"].float(), chosen) if "clean" in batch else None
+        if clean is None: clean = _cut_windows(audio, net.window, recipe.fresh_windows)
+        audio = audio if "clean" in batch else with_noise(clean, recipe.snr_db)
         if recipe.mirrored: places = mirrored(places, self.size)
         given = draw_known(len(audio), audio.shape[1] - 1, recipe)
-        filled = net(with_noise(audio, recipe.snr_db), places, given)
-        sound, place = fill_loss(filled, audio, places, given, net.scale)
+        features = (_kept_pairs(batch["lags"].float(), _chosen(chosen, given.heard), slots)
+                    if "lags" in batch else None)
+        filled = net(audio, places, given, features)
+        sound, place = fill_loss(filled, clean, places, given, net.scale)
         return {"loss": SOUND_WEIGHT * sound + place, "sound": sound, "place": place}
 
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #37621538
@@ -546,11 +593,11 @@ def make_recipe(recipe: str = "ours",
     if undo not in repairs: raise ValueError(f"undo={undo!r}: must be one of {', '.join(repairs)}")
     return dataclasses.replace(made, **{undo: False})
 
-def training_of(net: Wav2pos, recipe: Recipe, scenes: WallScenes, lr: float = 1e-3,
+def training_of(net: Wav2pos, recipe: Recipe, scenes: KeptScenes, lr: float = 1e-3,
                 weight_decay: float = 0.1) -> dict:
     "Loss, optimizer and schedule for `fit`; tells the net where positions lie."
     size = torch.tensor(scenes.about["size"])
-    talkers = torch.from_numpy(np.array(scenes.arrays[1][:, 0]))
+    talkers = torch.from_numpy(np.array(scenes.arrays["places"][:, 0]))
     net.centre.copy_(talkers.mean(0))
     net.scale.copy_(talkers.std(0))
     net.sees_all, net.drifts = not recipe.known_statistics, not recipe.frozen_statistics
@@ -564,5 +611,5 @@ def training_of(net: Wav2pos, recipe: Recipe, scenes: WallScenes, lr: float = 1e
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #183e0900
 def talker_error(net: Wav2pos, batch: dict) -> Float[Tensor, ""]:
     "Mean distance, m, between the talker and where the net puts her: six microphones, no sound known."
-    audio, places = batch["audio"][:, :7, :net.window], batch["places"][:, :7]
+    audio, places = batch["audio"][:, :7, :net.window].float(), batch["places"][:, :7]
     return (net(audio, places, known()).places[:, 0] - places[:, 0]).norm(dim=-1).mean()
