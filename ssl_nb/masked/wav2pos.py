@@ -9,7 +9,8 @@ __all__ = ['PAIRS', 'ROOM', 'RECIPES', 'SOUND_WEIGHT', 'Known', 'known', 'check_
            'place_embedding', 'place_head', 'PairMixer', 'Filled', 'Wav2pos', 'encode', 'spread_out', 'pair_features',
            'decode', 'forward', 'train', 'wall_scene', 'KeptScenes', 'wall_scenes', 'remembered', 'colored_noise',
            'with_noise', 'Recipe', 'mirrored', 'draw_known', 'draw_microphones', 'fill_loss', 'TrainingLoss',
-           'PublishedRate', 'make_recipe', 'training_of', 'talker_error']
+           'PublishedRate', 'make_recipe', 'training_of', 'talker_error', 'Found', 'fill_in', 'attention_maps',
+           'attention_to_mics', 'talker_tokens', 'linear_probe', 'save_wav2pos', 'load_wav2pos', 'Wav2posLocalizer']
 
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #ca9c0264
 import dataclasses, json, math
@@ -176,6 +177,7 @@ class Wav2pos(nn.Module):
         if max_lag >= window: raise ValueError(f"max_lag={max_lag}: must be below window={window}")
         self.pairs, self.window, self.max_lag = pairs, window, max_lag
         self.sees_all, self.drifts = sees_all, drifts
+        self.counts = (2, 1000)  # least and most microphones; training and weights say better
         self.sizes = dict(pairs=pairs, width=width, depth=depth, heads=heads, hidden=hidden,
                           window=window, max_lag=max_lag)
         self._make_embeddings(width, window)
@@ -600,6 +602,7 @@ def training_of(net: Wav2pos, recipe: Recipe, scenes: KeptScenes, lr: float = 1e
     talkers = torch.from_numpy(np.array(scenes.arrays["places"][:, 0]))
     net.centre.copy_(talkers.mean(0))
     net.scale.copy_(talkers.std(0))
+    net.counts = (4, scenes.about["n_mics"]) if recipe.any_microphone else (6, 6)
     net.sees_all, net.drifts = not recipe.known_statistics, not recipe.frozen_statistics
     light = [p for name, p in net.named_parameters() if p.requires_grad
              and (p.ndim < 2 and (recipe.light_tokens or not name.startswith("no_")))]
@@ -613,3 +616,161 @@ def talker_error(net: Wav2pos, batch: dict) -> Float[Tensor, ""]:
     "Mean distance, m, between the talker and where the net puts her: six microphones, no sound known."
     audio, places = batch["audio"][:, :7, :net.window].float(), batch["places"][:, :7]
     return (net(audio, places, known()).places[:, 0] - places[:, 0]).norm(dim=-1).mean()
+
+# %% ../../nbs/06_masked/02_wav2pos.ipynb #0fb9c5f6
+class Found(NamedTuple):
+    "What the net says of a recording."
+    talker: Float[Tensor, "*batch 3"]  # m
+    mics: Float[Tensor, "*batch mics 3"]  # m: the given ones where they were given
+    audio: Float[Tensor, "*batch slots time"]  # standardized, without noise; slot 0 is the talker
+
+@door(audio=partial(as_audio, channels=2), mics=partial(as_positions, axes=(3,), least=2),
+      emitted=as_signal)
+def fill_in(net: Wav2pos, audio: Float[Tensor, "*batch mics time"],
+            mics: Float[Tensor, "*#batch mics 3"],  # m
+            emitted: Float[Tensor, "*batch time"] | None = None,  # what the talker said, same clock
+            unplaced: Sequence[int] = (),  # microphones whose rows in `mics` are not to be read
+            silent: Sequence[int] = (),  # microphones whose sound is not to be read
+            ) -> Found:
+    """Fill in what is missing. Raises `ValueError` for another window, for numbers of microphones
+    that the net was not trained with, for silent channels and where too much is hidden."""
+    match_channels(audio, mics)
+    lead, n = audio.shape[:-2], audio.shape[-2]
+    low, high = net.counts
+    if not low <= n <= high:
+        raise ValueError(f"mics: {n}, this net was trained with {low} to {high}")
+    given = known(n, emitted is not None, unplaced, silent)
+    quiet = (audio.amax(-1) == audio.amin(-1)) & given.heard[1:].to(audio.device)
+    if quiet.any():
+        raise ValueError(f"audio: channel {int(quiet.nonzero()[0, -1])} is silent; name it in "
+                         f"`silent`")
+    own = torch.zeros_like(audio[..., :1, :]) if emitted is None else emitted.unsqueeze(-2)
+    sound = torch.cat([own.expand_as(audio[..., :1, :]), audio], -2).flatten(0, -3)
+    places = F.pad(mics.expand(*lead, n, 3), (0, 0, 1, 0)).reshape(-1, n + 1, 3)
+    given = Known(*(m.to(audio.device) for m in given))
+    net.eval()
+    with torch.no_grad(): filled = net(sound.reshape(-1, n + 1, sound.shape[-1]), places, given)
+    answer = torch.where(given.placed[:, None], places, filled.places)
+    return Found(answer[:, 0].reshape(*lead, 3), answer[:, 1:].reshape(*lead, n, 3),
+                 filled.audio.reshape(*lead, n + 1, -1))
+
+# %% ../../nbs/06_masked/02_wav2pos.ipynb #419f5612
+def attention_maps(net: Wav2pos, audio: Float[Tensor, "batch slots time"],
+                   places: Float[Tensor, "batch slots 3"], given: Known
+                   ) -> tuple[list[Tensor], list[Tensor]]:
+    """How much every token looks at every other, (batch, heads, tokens, tokens), in the blocks of
+    the encoder (known tokens only) and of the decoder (all positions, then all sounds)."""
+    maps = {}
+    def listen(block, inputs):
+        q, k, _ = block.queries(inputs[0])
+        maps[block] = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
+    blocks = [*net.encoder, *net.decoder]
+    hooks = [block.register_forward_pre_hook(listen) for block in blocks]
+    try:
+        with torch.no_grad(): net(audio, places, given)
+    finally:
+        for hook in hooks: hook.remove()
+    return [maps[b] for b in net.encoder], [maps[b] for b in net.decoder]
+
+def attention_to_mics(net: Wav2pos, audio: Float[Tensor, "batch slots time"],
+                      places: Float[Tensor, "batch slots 3"], given: Known
+                      ) -> Float[Tensor, "batch mics"]:
+    "Share of the talker's attention that each microphone gets, position and sound, in the decoder."
+    looks = torch.stack(attention_maps(net, audio, places, given)[1]).mean((0, 2))[:, 0]
+    place, sound = looks.unflatten(-1, (2, -1)).unbind(1)
+    share = (place + sound)[:, 1:]
+    return share / share.sum(-1, keepdim=True)
+
+# %% ../../nbs/06_masked/02_wav2pos.ipynb #70a37fe3
+def talker_tokens(net: Wav2pos, audio: Float[Tensor, "batch slots time"],
+                  places: Float[Tensor, "batch slots 3"], given: Known) -> list[Tensor]:
+    "The talker's token before the decoder, after each of its blocks, and with the pairs' features."
+    seen, hooks = [], []
+    keep = lambda block, inputs, output: seen.append((inputs[0][:, 0], output[:, 0]))
+    hooks = [block.register_forward_hook(keep) for block in net.decoder]
+    last = net.to_talker.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, 0]))
+    try:
+        with torch.no_grad(): net(audio, places, given)
+    finally:
+        for hook in [*hooks, last]: hook.remove()
+    return [seen[0][0], *(after for _, after in seen[:-1]), seen[-1]]
+
+def linear_probe(tokens: Float[Tensor, "n width"], targets: Float[Tensor, "n dim"],
+                 new: Float[Tensor, "m width"], ridge: float = 1e-2) -> Float[Tensor, "m dim"]:
+    "Targets of new tokens by the linear map that fits the old ones best, equation (10)."
+    centre, spread = tokens.mean(0), tokens.std(0).clamp(min=1e-6)
+    x, z = ((t - centre) / spread for t in (tokens, new))
+    solved = torch.linalg.solve(x.T @ x + ridge * len(x) * torch.eye(x.shape[1]),
+                                x.T @ (targets - targets.mean(0)))
+    return z @ solved + targets.mean(0)
+
+# %% ../../nbs/06_masked/02_wav2pos.ipynb #4b76bc51
+@door(folder=as_path)
+def save_wav2pos(net: Wav2pos, folder: str | Path, card: dict | None = None) -> Path:
+    "Write weights in half precision and a card. Raises `ValueError` beyond 4 MB."
+    from safetensors.torch import save_file
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: (v.half() if v.is_floating_point() and name not in ("centre", "scale") else v)
+             .detach().cpu().contiguous() for name, v in net.state_dict().items()
+             if not name.startswith("unused.")}
+    size = sum(v.numel() * v.element_size() for v in state.values())
+    if size > 4e6: raise ValueError(f"net: takes {size / 1e6:.1f} MB, at most 4 MB are kept")
+    save_file(state, folder / "weights.safetensors")
+    text = json.dumps({"sizes": net.sizes, "counts": list(net.counts), **(card or {})}, indent=1)
+    (folder / "card.json").write_text(text + "\n", encoding="utf-8")
+    return folder
+
+@door(folder=as_path)
+def load_wav2pos(folder: str | Path | None = None) -> Wav2pos:  # the book's own weights if None
+    """A trained net in evaluation mode. Raises `FileNotFoundError` where it is not there and
+    `ValueError` for weights that do not fit their card."""
+    from safetensors.torch import load_file
+    folder = load_settings().data / "models" / "wav2pos" if folder is None else folder
+    for name in ("card.json", "weights.safetensors"):
+        if not (folder / name).is_file(): raise FileNotFoundError(f"{folder / name}: not there")
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    net, state = Wav2pos(**card["sizes"]), load_file(folder / "weights.safetensors")
+    lost, extra = net.load_state_dict({k: v.float() if v.is_floating_point() else v
+                                       for k, v in state.items()}, strict=False)
+    if extra or any(not name.startswith("unused.") for name in lost):
+        raise ValueError(f"{folder}: weights and card do not fit, {[*extra, *lost][0]!r} is wrong")
+    net.counts, net.card = tuple(card["counts"]), card
+    return net.eval()
+
+# %% ../../nbs/06_masked/02_wav2pos.ipynb #30def7fe
+_OFF_WALL = 0.15  # m
+
+def _off_walls(mics, room):
+    "How far each microphone stands from the nearest wall, m."
+    return torch.minimum(mics, room - mics).abs().amin(-1)
+
+class Wav2posLocalizer:
+    """A trained wav2pos over frames: one position in the room it was trained in, microphones on the
+    walls. Needs the room, 16 kHz and as many microphones as the net has seen."""
+    name, needs = "wav2pos", Needs(finds="positions", mics=4, room="needed", rate=16000)
+
+    def __init__(self, folder: str | Path | None = None): self.net = load_wav2pos(folder)
+
+    def __call__(self, audio, mics, fs, *, room=None, sources=1, hop=None) -> Estimate:
+        call = check_call(self, audio, mics, fs, room, sources, hop)
+        own = torch.tensor(self.net.card["room"])
+        if not torch.allclose(call.room.cpu(), own, atol=0.01):
+            raise ValueError(f"room={[round(float(s), 2) for s in call.room]} m: these weights know "
+                             f"rooms of {own.tolist()} m only")
+        off = _off_walls(call.mics.cpu(), own)
+        if off.max() > _OFF_WALL:
+            raise ValueError(f"mics: number {int(off.argmax())} is {float(off.max()):.2f} m from the "
+                             f"nearest wall, these weights know microphones on walls only")
+        pieces, times = cut(call)
+        window = self.net.window
+        if pieces.shape[-1] < window:
+            raise ValueError(f"audio: {pieces.shape[-1]} samples, method 'wav2pos' needs {window}")
+        heard = speech_activity(pieces, call.fs, call.hop)
+        start = (pieces.shape[-1] - window) // 2
+        points = pieces.new_full((len(pieces), 1, 3), torch.nan)
+        for rows in (heard > 0.5).nonzero()[:, 0].split(64):
+            if len(rows):
+                points[rows, 0] = fill_in(self.net, pieces[rows, :, start:start + window],
+                                          call.mics).talker
+        activity = heard[:, None]
+        return Estimate(times, points, torch.full_like(activity, torch.nan), activity, False)
