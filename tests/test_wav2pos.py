@@ -10,7 +10,7 @@ import torch
 from filled_weights import filled, norm
 from ssl_nb.masked.ngcc_phat import load_published
 from ssl_nb.masked.wav2pos import (Known, Wav2pos, _chosen, decode, encode, fill_loss, known,
-                                   pair_features, spread_out, standardized)
+                                   pair_lags, spread_out, standardized)
 
 PUBLISHED = next((p / "shared" / "reference_weights" for p in Path(__file__).resolve().parents
                   if (p / "shared" / "reference_weights").is_dir()), Path("nowhere"))
@@ -109,7 +109,7 @@ def test_every_stage_is_that_of_the_published_code(oracle, net, setup):
     torch.testing.assert_close(tokens, oracle[f"{setup}.latent"], **tight)
     torch.testing.assert_close(spread_out(net, net.to_decoder(tokens), given),
                                oracle[f"{setup}.decoder_in"], **tight)
-    features = pair_features(net, _chosen(audio, given.heard))
+    features = pair_lags(net, _chosen(audio, given.heard))
     if setup == "1a":
         half = features.shape[1] // 2
         torch.testing.assert_close(torch.stack([features[:, :half], features[:, half:]], 2).flatten(1, 2),
