@@ -264,8 +264,8 @@ def encode(net: Wav2pos, audio: Float[Tensor, "batch slots time"],  # standardiz
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #aea160b3
 def spread_out(net: Wav2pos, tokens: Float[Tensor, "batch known width"], given: Known
                ) -> Float[Tensor, "batch tokens width"]:
-    """Known tokens at their slots and learned ones in the gaps, each pair of position and sound told
-    of one another: equation (4)."""
+    """Known tokens at their slots and learned ones in the gaps; a position and its sound are told of
+    one another, equation (4)."""
     batch, slots = len(tokens), given.placed.shape[-1]
     mask = torch.cat(given, -1).expand(batch, -1)
     gaps = torch.cat([net.no_talker[None], net.no_place.expand(slots - 1, -1),
@@ -407,14 +407,15 @@ def _write_about(folder, about):
 def _open(folder, mode="r", shapes=None):
     "Arrays of a folder by name, mapped into memory: nothing is loaded before it is read."
     names = [p.stem for p in sorted(folder.glob("*.npy"))] if shapes is None else shapes
-    if mode != "w+": return {name: np.load(folder / f"{name}.npy", mmap_mode=mode) for name in names}
+    if mode != "w+":
+        return {name: np.load(folder / f"{name}.npy", mmap_mode=mode) for name in names}
     return {name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
             for name, (dtype, shape) in shapes.items()}
 
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #42305c7e
 def _kept(folder, wanted, shapes, group, step):
-    """The arrays of a folder, made in groups of rows where they are not there; a run that was killed
-    goes on where it was. Raises `ValueError` for a folder that holds others."""
+    """The arrays of a folder, made in groups of rows where they are not there; a run that was
+    killed goes on where it was. Raises `ValueError` for a folder that holds others."""
     about = _about(folder)
     if about and (off := [k for k in wanted if about.get(k) != wanted[k]]):
         raise ValueError(f"folder={str(folder)!r}: holds arrays with {off[0]}="
@@ -434,7 +435,7 @@ def _kept(folder, wanted, shapes, group, step):
 
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #5812632b
 class KeptScenes(torch.utils.data.Dataset):
-    """Scenes read from a folder without loading it: dictionaries of `audio` (slots, samples) with the
+    """Scenes read from a folder without loading it: dictionaries of `audio` (slots, samples), the
     talker's own sound first, `places` (slots, 3), `t60` and what else is kept of them."""
     def __init__(self, folder: Path, arrays: dict):
         self.folder, self.about, self.arrays = folder, _about(folder), arrays
@@ -484,7 +485,8 @@ def remembered(folder: Path, net, scenes: KeptScenes, snr_db: tuple[float, float
     about = dict(scenes.about, count=n, noise_seed=seed, snr_db=list(snr_db), window=net.window,
                  pairs=net.pairs, max_lag=net.max_lag)
     about.pop("done")
-    shapes = {"audio": ("float16", (n, slots, net.window)), "clean": ("float16", (n, slots, net.window)),
+    sound = ("float16", (n, slots, net.window))
+    shapes = {"audio": sound, "clean": sound,
               "places": ("float32", (n, slots, 3)), "t60": ("float32", (n,)),
               "lags": ("float16", (n, pairs, 2 * net.max_lag + 1))}
     def group(k):
@@ -549,7 +551,7 @@ RECIPES = {"ours": Recipe(), "published": Recipe(*[False] * 7)}
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #5437aa00
 def mirrored(places: Float[Tensor, "batch slots 3"], size: Float[Tensor, "3"],  # m
              ) -> Float[Tensor, "batch slots 3"]:
-    "The scenes in mirrors of the room and, where it is square, turned: all delays stay what they are."
+    "Scenes in mirrors of the room and, where it is square, turned: all delays stay what they are."
     flip = torch.rand(len(places), 1, 3) < 0.5
     places = torch.where(flip, size - places, places)
     if size[0] != size[1]: return places
@@ -557,7 +559,7 @@ def mirrored(places: Float[Tensor, "batch slots 3"], size: Float[Tensor, "3"],  
 
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #bea2d6e1
 def draw_known(batch: int, n_mics: int, recipe: Recipe) -> Known:
-    """Masks of one batch by torch's global generator: one or no position per item is hidden, and the
+    """Masks of one batch by torch's global generator: one or no position per item is hidden, the
     talker's sound is known with probability one half."""
     emitted = bool(torch.rand(()) < 0.5)
     placed, heard = torch.ones(2, batch, n_mics + 1, dtype=torch.bool)
@@ -622,7 +624,7 @@ class TrainingLoss:
 
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #37621538
 class PublishedRate(Cosine):
-    "The rate of the publication, one value per epoch: 0 in the first, then five steps up, then cosine."
+    "The publication's rate, one value per epoch: 0 in the first, then five steps up, then cosine."
     def factor(self, t: float, dt: float, epochs: int) -> float:
         epoch = math.floor(t + 1e-9)
         if epoch <= 5: return epoch / 5
@@ -659,7 +661,7 @@ def training_of(net: Wav2pos, recipe: Recipe, scenes: KeptScenes, lr: float = 1e
 
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #183e0900
 def talker_error(net: Wav2pos, batch: dict) -> Float[Tensor, ""]:
-    "Mean distance, m, between the talker and where the net puts her: six microphones, no sound known."
+    "Mean error of the talker's position, m, with six microphones and her sound unknown."
     audio, places = batch["audio"][:, :7, :net.window].float(), batch["places"][:, :7]
     return (net(audio, places, known()).places[:, 0] - places[:, 0]).norm(dim=-1).mean()
 
@@ -801,12 +803,12 @@ class Wav2posLocalizer:
         call = check_call(self, audio, mics, fs, room, sources, hop)
         own = torch.tensor(self.net.card["room"])
         if not torch.allclose(call.room.cpu(), own, atol=0.01):
-            raise ValueError(f"room={[round(float(s), 2) for s in call.room]} m: these weights know "
+            raise ValueError(f"room={call.room.tolist()} m: these weights know "
                              f"rooms of {own.tolist()} m only")
         off = _off_walls(call.mics.cpu(), own)
         if off.max() > _OFF_WALL:
-            raise ValueError(f"mics: number {int(off.argmax())} is {float(off.max()):.2f} m from the "
-                             f"nearest wall, these weights know microphones on walls only")
+            raise ValueError(f"mics: number {int(off.argmax())} is {float(off.max()):.2f} m from "
+                             f"the nearest wall, these weights know microphones on walls only")
         pieces, times = cut(call)
         window = self.net.window
         if pieces.shape[-1] < window:
