@@ -264,8 +264,8 @@ def encode(net: Wav2pos, audio: Float[Tensor, "batch slots time"],  # standardiz
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #aea160b3
 def spread_out(net: Wav2pos, tokens: Float[Tensor, "batch known width"], given: Known
                ) -> Float[Tensor, "batch tokens width"]:
-    """Known tokens at their slots and learned ones in the gaps; a position and its sound are told of
-    one another, equation (4)."""
+    """Known tokens at their slots and learned ones in the gaps; a position and its sound learn
+    of one another, equation (4)."""
     batch, slots = len(tokens), given.placed.shape[-1]
     mask = torch.cat(given, -1).expand(batch, -1)
     gaps = torch.cat([net.no_talker[None], net.no_place.expand(slots - 1, -1),
