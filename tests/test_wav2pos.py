@@ -9,7 +9,7 @@ import pytest
 import torch
 from filled_weights import filled, norm
 from ssl_nb.masked.ngcc_phat import load_published
-from ssl_nb.masked.wav2pos import (Known, Wav2pos, _chosen, decode, encode, fill_loss, known,
+from ssl_nb.masked.wav2pos import (Known, PairWords, Wav2pos, _chosen, decode, encode, fill_loss, known,
                                    pair_lags, spread_out, standardized)
 
 PUBLISHED = next((p / "shared" / "reference_weights" for p in Path(__file__).resolve().parents
@@ -114,7 +114,7 @@ def test_every_stage_is_that_of_the_published_code(oracle, net, setup):
         half = features.shape[1] // 2
         torch.testing.assert_close(torch.stack([features[:, :half], features[:, half:]], 2).flatten(1, 2),
                                    oracle["1a.pair_in"][..., 512:], **tight)
-    filled_in = decode(net, tokens, features, given)
+    filled_in = decode(net, tokens, PairWords(features, None), given)
     torch.testing.assert_close(filled_in.places, oracle[f"{setup}.pred_locs"], **tight)
     torch.testing.assert_close(filled_in.audio[..., ::16], oracle[f"{setup}.pred_audio_every16"],
                                **tight)
