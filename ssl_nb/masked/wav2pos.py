@@ -718,6 +718,9 @@ def fill_in(net: Wav2pos, audio: Float[Tensor, "*batch mics time"],
     that the net was not trained with, for silent channels and where too much is hidden."""
     match_channels(audio, mics)
     lead, n = audio.shape[:-2], audio.shape[-2]
+    if audio.shape[-1] != net.window:
+        raise ValueError(f"audio: has {audio.shape[-1]} samples, this net takes windows of "
+                         f"{net.window}")
     low, high = net.counts
     if not low <= n <= high:
         raise ValueError(f"mics: {n}, this net was trained with {low} to {high}")
@@ -727,7 +730,7 @@ def fill_in(net: Wav2pos, audio: Float[Tensor, "*batch mics time"],
         raise ValueError(f"audio: channel {int(quiet.nonzero()[0, -1])} is silent; name it in "
                          f"`silent`")
     own = torch.zeros_like(audio[..., :1, :]) if emitted is None else emitted.unsqueeze(-2)
-    sound = torch.cat([own.expand_as(audio[..., :1, :]), audio], -2).flatten(0, -3)
+    sound = torch.cat([own.expand_as(audio[..., :1, :]), audio], -2)
     places = F.pad(mics.expand(*lead, n, 3), (0, 0, 1, 0)).reshape(-1, n + 1, 3)
     given = Known(*(m.to(audio.device) for m in given))
     net.eval()
