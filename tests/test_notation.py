@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTATION = ROOT / "nbs" / "00_start" / "02_notation.ipynb"
-PARTS = {"acoustics", "classical", "end_to_end", "labels", "masked"}  # here every chapter has a list
+# here every chapter has a list
+PARTS = {"acoustics", "classical", "end_to_end", "labels", "masked"}
 GREEK = ("alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu "
          "nu xi pi rho sigma varsigma tau upsilon phi varphi chi psi omega Gamma Delta Theta "
          "Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell").split()

@@ -23,8 +23,7 @@ from torch.utils.data import Dataset
 from ..acoustics.geometry import check_pairs, max_pair_tdoas, tdoas
 from ..arguments import as_audio, as_finite, as_pairs, as_path, as_rate, choice, count, door
 from ..arguments import match_channels, number
-from ..classical.correlations import bin_weights, lag_matrices, lags_by_matrix
-from ..classical.correlations import lags_by_transform, takes_matrix
+from ..classical.correlations import bin_weights, lags_by_transform
 from ..classical.multilateration import multilaterate, position_bound
 from ..settings import load_settings
 from ..workshop.localizers import Estimate, Needs, check_call, cut, speech_activity
@@ -207,17 +206,37 @@ def channel_gcc(features: Float[Tensor, "batch mics channels time"],
     return _ChannelGcc.apply(features, tuple(map(tuple, pairs.tolist())), max_lag)
 
 # %% ../../nbs/06_masked/01_ngcc_phat.ipynb #7d3d051f
+@lru_cache(maxsize=8)
+def _lag_matrices(n, max_lag, dtype, device):
+    """Cosines (bins, lags from 0) and minus sines (bins, lags after 0) of the inverse transform of
+    n samples."""
+    with torch.inference_mode(False):  # made in evaluation, they must still serve in training
+        steps = torch.arange(max_lag + 1)
+        # whole turns are taken off in integers, so that no digit is lost
+        turns = torch.remainder(torch.arange(n // 2 + 1)[:, None] * steps, n)
+        angle = 2 * torch.pi * (turns.double() / n)
+        counts = bin_weights(n, angle)[:, None] / n
+        return ((counts * angle.cos()).to(device, dtype),
+                (-counts * angle[:, 1:].sin()).to(device, dtype))
+
+def _takes_matrices(n, max_lag):
+    "Are products with matrices the faster way? For few lags, and matrices of a few megabytes."
+    return max_lag < 50 and (n // 2 + 1) * (2 * max_lag + 1) <= 2**20
+
+# %% ../../nbs/06_masked/01_ngcc_phat.ipynb #9b56cf6a
 class _Lags:
     "Whitened cross-spectra (real, imaginary) to correlations at the wanted lags, and back."
     def __init__(self, n, max_lag, like):
         self.n, self.max_lag, self.matrices = n, max_lag, None
         self.counts = bin_weights(n, like) / n
-        if takes_matrix(n, max_lag):
-            self.matrices = [m / n for m in lag_matrices(n, max_lag, 1, like.dtype, like.device)]
+        if _takes_matrices(n, max_lag):
+            self.matrices = _lag_matrices(n, max_lag, like.dtype, like.device)
 
     def __call__(self, real, imag):
-        if self.matrices: return lags_by_matrix(real, imag, *self.matrices)
-        return lags_by_transform(torch.complex(real, imag), self.n, self.max_lag) / self.n
+        if not self.matrices:
+            return lags_by_transform(torch.complex(real, imag), self.n, self.max_lag) / self.n
+        even, odd = real @ self.matrices[0], imag @ self.matrices[1]
+        return torch.cat([(even[..., 1:] - odd).flip(-1), even[..., :1], even[..., 1:] + odd], -1)
 
     def adjoint(self, grad):
         "Slopes of the spectra from those of the correlations."
@@ -298,10 +317,46 @@ def _add_pair(d_re, d_im, parts, pair, d_real, d_imag):
     d_re[:, j].addcmul_(d_real, a).addcmul_(d_imag, b).addcmul_(other, c)
     d_im[:, j].addcmul_(d_real, b).addcmul_(d_imag, a, value=-1).addcmul_(other, d)
 
-# %% ../../nbs/06_masked/01_ngcc_phat.ipynb #87307b79
+# %% ../../nbs/06_masked/01_ngcc_phat.ipynb #04c5bbe2
+def _lag_block(width, kernel):
+    "A layer of the head: zeros beyond the last lag, for there is no sound there."
+    return (nn.Conv1d(width, width, kernel, padding=kernel // 2), nn.BatchNorm1d(width),
+            nn.LeakyReLU(0.2), nn.Dropout(0.5))
+
+# %% ../../nbs/06_masked/01_ngcc_phat.ipynb #289e7f9d
+class _PairScores(nn.Module):
+    "Scores of the lags of pairs: features, their correlations, and a head over the lags."
+    def scores(self, gcc: Float[Tensor, "*batch channels lags"]) -> Float[Tensor, "*batch lags"]:
+        "A score per lag from the correlations of all channels."
+        return self.head(gcc.reshape(-1, *gcc.shape[-2:]))[:, 0].reshape(
+            *gcc.shape[:-2], gcc.shape[-1])
+
+    @door(audio=partial(as_audio, channels=2), pairs=as_pairs, max_lag=count(1))
+    def correlations(self, audio: Float[Tensor, "*batch mics time"],
+                     pairs: Int[Tensor, "pairs 2"] | None = None,  # all if None
+                     max_lag: int | None = None,  # samples; the net's if None
+                     ) -> Float[Tensor, "*batch pairs channels lags"]:
+        "GCC-PHAT of all feature channels of pairs; the front end runs once per microphone."
+        max_lag = self.max_lag if max_lag is None else max_lag
+        if audio.shape[-1] < max(self.taps, max_lag + 1):
+            raise ValueError(f"audio: has {audio.shape[-1]} samples, needs at least "
+                             f"{max(self.taps, max_lag + 1)}: filters of {self.taps} taps, lags up "
+                             f"to {max_lag}")
+        pairs = check_pairs(pairs, audio.shape[-2])
+        gcc = channel_gcc(self.front(audio.reshape(-1, *audio.shape[-2:])), pairs, max_lag)
+        return gcc.reshape(*audio.shape[:-2], *gcc.shape[1:])
+
+    @door(audio=partial(as_audio, channels=2), pairs=as_pairs, max_lag=count(1))
+    def pairwise(self, audio: Float[Tensor, "*batch mics time"],
+                 pairs: Int[Tensor, "pairs 2"] | None = None, max_lag: int | None = None,
+                 ) -> Float[Tensor, "*batch pairs lags"]:
+        "Scores of the lags of many pairs."
+        return self.scores(self.correlations(audio, pairs, max_lag))
+
+# %% ../../nbs/06_masked/01_ngcc_phat.ipynb #546f0b09
 HEADS = ("classifier", "regression")
 
-class NgccPhat(nn.Module):
+class NgccPhat(_PairScores):
     """Neural GCC-PHAT (Berg et al., 2022): the delay of a pair from the GCC-PHAT of learned, shift
     equivariant features. `forward` takes `(*batch, 2, time)` and gives a score per lag, or the
     delay in samples with the regression head.
@@ -330,33 +385,6 @@ class NgccPhat(nn.Module):
             self.to_delay = nn.Sequential(nn.BatchNorm1d(lags), nn.LeakyReLU(0.2),
                                           nn.Linear(lags, 1))
 
-    def scores(self, gcc: Float[Tensor, "*batch channels lags"]) -> Float[Tensor, "*batch lags"]:
-        "A score per lag from the correlations of all channels."
-        return self.head(gcc.reshape(-1, *gcc.shape[-2:]))[:, 0].reshape(
-            *gcc.shape[:-2], gcc.shape[-1])
-
-    @door(audio=partial(as_audio, channels=2), pairs=as_pairs, max_lag=count(1))
-    def correlations(self, audio: Float[Tensor, "*batch mics time"],
-                     pairs: Int[Tensor, "pairs 2"] | None = None,  # all if None
-                     max_lag: int | None = None,  # samples; the net's if None
-                     ) -> Float[Tensor, "*batch pairs channels lags"]:
-        "GCC-PHAT of all feature channels of pairs; the front end runs once per microphone."
-        max_lag = self.max_lag if max_lag is None else max_lag
-        if audio.shape[-1] < max(self.taps, max_lag + 1):
-            raise ValueError(f"audio: has {audio.shape[-1]} samples, needs at least "
-                             f"{max(self.taps, max_lag + 1)}: filters of {self.taps} taps, lags up "
-                             f"to {max_lag}")
-        pairs = check_pairs(pairs, audio.shape[-2])
-        gcc = channel_gcc(self.front(audio.reshape(-1, *audio.shape[-2:])), pairs, max_lag)
-        return gcc.reshape(*audio.shape[:-2], *gcc.shape[1:])
-
-    @door(audio=partial(as_audio, channels=2), pairs=as_pairs, max_lag=count(1))
-    def pairwise(self, audio: Float[Tensor, "*batch mics time"],
-                 pairs: Int[Tensor, "pairs 2"] | None = None, max_lag: int | None = None,
-                 ) -> Float[Tensor, "*batch pairs lags"]:
-        "Scores of the lags of many pairs."
-        return self.scores(self.correlations(audio, pairs, max_lag))
-
     @door(audio=as_audio)
     def forward(self, audio: Float[Tensor, "*batch mics time"]) -> Float[Tensor, "*out"]:
         match_channels(audio, 2)
@@ -364,12 +392,6 @@ class NgccPhat(nn.Module):
         if self.kind == "classifier": return scores
         flat = self.to_delay(scores.reshape(-1, scores.shape[-1]))[:, 0]
         return self.centre + self.scale * flat.reshape(scores.shape[:-1])
-
-# %% ../../nbs/06_masked/01_ngcc_phat.ipynb #04c5bbe2
-def _lag_block(width, kernel):
-    "A layer of the head: zeros beyond the last lag, for there is no sound there."
-    return (nn.Conv1d(width, width, kernel, padding=kernel // 2), nn.BatchNorm1d(width),
-            nn.LeakyReLU(0.2), nn.Dropout(0.5))
 
 # %% ../../nbs/06_masked/01_ngcc_phat.ipynb #9f0cd573
 BETAS = 11  # exponents 0, 0.1, ..., 1
@@ -594,6 +616,19 @@ def load_trained(folder: str | Path | None = None,  # data/models/ngcc_phat if N
     return net.eval()
 
 # %% ../../nbs/06_masked/01_ngcc_phat.ipynb #ac05d310
+def _possible_delays(net, mics, pieces):
+    "Delays of all pairs, s, and the probability of their lags; lags that cannot be are left out."
+    limits = max_pair_tdoas(mics)
+    reach = math.ceil(float(limits.max()) * net.fs)
+    with torch.no_grad(): scores = net.pairwise(pieces, max_lag=reach)
+    lags = torch.arange(-reach, reach + 1, device=scores.device)
+    possible = lags.abs() <= (limits * net.fs).ceil()[:, None]
+    scores = scores.where(possible, scores.new_full((), -1e4))
+    delay = decode_lags(scores, "refined").delay / net.fs
+    # between lags a pair may go a little beyond its limit
+    return torch.minimum(torch.maximum(delay, -limits), limits), scores.softmax(-1).amax(-1)
+
+# %% ../../nbs/06_masked/01_ngcc_phat.ipynb #2c455c5e
 class NgccMultilateration:
     "Delays of NGCC-PHAT and robust multilateration over frames: one position in a room."
     name = "ngcc_multilateration"
@@ -616,7 +651,7 @@ class NgccMultilateration:
 
     def _search(self, call, pieces):
         "Positions and their deviation, (frames, 4)."
-        delays, weights = self.delays(call.mics, unit_level(pieces))
+        delays, weights = _possible_delays(self.net, call.mics, unit_level(pieces))
         bounds = torch.stack([torch.zeros(3), call.room])
         found = multilaterate(call.mics, delays, weights=weights, bounds=bounds, loss="cauchy")
         residual = (delays - tdoas(call.mics, found.position)).abs().median(-1).values
@@ -624,16 +659,3 @@ class NgccMultilateration:
         bound = position_bound(call.mics, found.position, sigma[:, None].expand(-1, len(call.mics)))
         spread = bound.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt()
         return torch.cat([found.position, spread[:, None].to(found.position)], -1)
-
-    def delays(self, mics, pieces):
-        "Delays of all pairs, s, and the probability of their lags."
-        limits = max_pair_tdoas(mics)
-        reach = math.ceil(float(limits.max()) * self.net.fs)
-        with torch.no_grad(): scores = self.net.pairwise(pieces, max_lag=reach)
-        lags = torch.arange(-reach, reach + 1, device=scores.device)
-        possible = lags.abs() <= (limits * self.net.fs).ceil()[:, None]
-        scores = scores.where(possible, scores.new_full((), -1e4))
-        delay = decode_lags(scores, "refined").delay / self.net.fs
-        # between lags a pair may go a little beyond its limit
-        return (torch.minimum(torch.maximum(delay, -limits), limits),
-                scores.softmax(-1).amax(-1))
