@@ -261,8 +261,10 @@ REFUSED = {
     "window": (lambda net: fill_in(net, recording()[0][:, :2000], recording()[1]), "2000 samples"),
     "few": (lambda net: fill_in(net, *recording(3)), "mics: 3, this net was trained with 4 to 8"),
     "many": (lambda net: fill_in(net, *recording(9)), "mics: 9"),
-    "no number": (lambda net: fill_in(net, recording()[0], recording()[1] * torch.nan), "mics: nan"),
-    "no sound": (lambda net: fill_in(net, recording()[0] * 0, recording()[1]), "channel 0 is silent"),
+    "no number": (lambda net: fill_in(net, recording()[0], recording()[1] * torch.nan),
+                  "mics: nan"),
+    "no sound": (lambda net: fill_in(net, recording()[0] * 0, recording()[1]),
+                 "channel 0 is silent"),
     "all hidden": (lambda net: known(6, silent=range(6)), "heard: from 0"),
     "one place": (lambda net: known(6, unplaced=range(5)), "placed: from 1"),
     "no such": (lambda net: known(6, unplaced=[6]), "unplaced="),
@@ -297,3 +299,29 @@ def test_scenes_are_kept_resumed_and_others_refused(tmp_path, monkeypatch):
     for one, two in zip(whole, again.arrays.values()): np.testing.assert_array_equal(one, two)
     with pytest.raises(ValueError, match="holds arrays with seed=1, wanted 2"):
         wall_scenes(tmp_path / "a", 6, seed=2, per_room=2, n_mics=6)
+
+
+# --- the weights that come with the book ----------------------------------------------------------
+
+def test_the_weights_reproduce_a_number_of_their_card(tmp_path):
+    """Mean error without echoes on the experiment's own 64 scenes and noise, made again here."""
+    net = load_wav2pos()
+    made = wall_scenes(tmp_path / "test", 64, 3 * net.card["seed"] + 2, "test", n_mics=8,
+                       anechoic_prob=1.0, t60=(0.3, 0.3), samples=2048, per_room=1)
+    rows = made.__getitems__(range(64))
+    clean, places = (torch.stack([r[k] for r in rows]).float() for k in ("audio", "places"))
+    torch.manual_seed(net.card["seed"])
+    noisy = clean + torch.randn_like(clean) * 0.1  # 20 dB
+    off = (fill_in(net, noisy[:, 1:7], places[:, 1:7]).talker - places[:, 0]).norm(dim=-1).mean()
+    assert float(off) == pytest.approx(net.card["mean_m"]["1a, T60 0 s"], abs=0.002)
+
+
+def test_the_localizer_refuses_what_its_weights_do_not_know():
+    method = wav2pos.Wav2posLocalizer()
+    audio, mics = recording()
+    audio, mics[:, 2] = audio.repeat(1, 4), 0.0  # all on the floor
+    with pytest.raises(ValueError, match="know rooms of"):
+        method(audio, mics, 16000, room=(6.0, 5.0, 2.0))
+    mics[0] = torch.tensor([2.5, 2.5, 1.0])
+    with pytest.raises(ValueError, match="number 0 is 1.00 m"):
+        method(audio, mics, 16000, room=wav2pos.ROOM)

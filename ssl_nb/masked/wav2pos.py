@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from ..acoustics.geometry import SPEED_OF_SOUND, mic_pairs, wall_array
 from ..acoustics.rooms import Room, rirs
-from ..arguments import as_audio, as_finite, as_path, as_positions, as_room_size, as_seed
+from ..arguments import as_audio, as_path, as_positions, as_room_size, as_seed
 from ..arguments import as_signal, choice, count, door, match_channels, number, span
 from ..classical.gcc_phat import gcc_phat
 from .ngcc_phat import NgccPhat
@@ -92,6 +92,7 @@ def place_embedding(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 64), TokenNorm(64), nn.GELU(), nn.Linear(64, width),
                          TokenNorm(width))
 
+# %% ../../nbs/06_masked/02_wav2pos.ipynb #a6e9666a
 def place_head(inputs: int, hidden: int) -> nn.Sequential:
     "Features to a position."
     return nn.Sequential(nn.Linear(inputs, hidden), TokenNorm(hidden), nn.GELU(),
@@ -179,6 +180,7 @@ class Filled(NamedTuple):
     places: Float[Tensor, "batch slots 3"]  # m
     audio: Float[Tensor, "batch slots time"]  # standardized
 
+# %% ../../nbs/06_masked/02_wav2pos.ipynb #1cde1f59
 def _chosen(tokens, mask):
     "The tokens of the slots that are known, (batch, known, ...)."
     shared = mask.ndim == 1
@@ -438,6 +440,7 @@ def _write_about(folder, about):
     (folder / ".about").write_text(json.dumps(about))
     (folder / ".about").replace(folder / "about.json")
 
+# %% ../../nbs/06_masked/02_wav2pos.ipynb #b35ea0b7
 def _open(folder, mode="r", shapes=None):
     "Arrays of a folder by name, mapped into memory: nothing is loaded before it is read."
     names = [p.stem for p in sorted(folder.glob("*.npy"))] if shapes is None else shapes
@@ -624,6 +627,7 @@ def _pick(values, chosen):
     "Some slots of every item, (batch, slots, ...)."
     return values.gather(1, chosen[..., None].expand(-1, -1, values.shape[-1]))
 
+# %% ../../nbs/06_masked/02_wav2pos.ipynb #7ad9da1a
 def _kept_pairs(net, lags, chosen, slots):
     "Correlations of all pairs of chosen slots, both orders, from those of all slots."
     i, j = mic_pairs(slots).T
@@ -635,6 +639,7 @@ def _kept_pairs(net, lags, chosen, slots):
     rows = table[a, b] if net.pairs == "map" else torch.cat([table[a, b], table[b, a]], 1)
     return _pick(lags, rows.to(lags.device)).float()
 
+# %% ../../nbs/06_masked/02_wav2pos.ipynb #dedc1d2d
 class TrainingLoss:
     "The loss that `fit` asks for: masks, windows and noise drawn anew at every call."
     def __init__(self, recipe: Recipe, size: Float[Tensor, "3"]):
@@ -780,6 +785,7 @@ def talker_tokens(net: Wav2pos, audio: Float[Tensor, "batch slots time"],
         for hook in [*hooks, last]: hook.remove()
     return [seen[0][0], *(after for _, after in seen[:-1]), seen[-1]]
 
+# %% ../../nbs/06_masked/02_wav2pos.ipynb #3f7b6c04
 def linear_probe(tokens: Float[Tensor, "n width"], targets: Float[Tensor, "n dim"],
                  new: Float[Tensor, "m width"], ridge: float = 1e-2) -> Float[Tensor, "m dim"]:
     "Targets of new tokens by the linear map that fits the old ones best, equation (12)."
