@@ -51,18 +51,24 @@ def sphere_figure(power, points,  # one value per direction, and the unit vector
                   title: str = "", label: str = "steered power (pairs)"):
     "A map of the sphere with talkers, found directions and microphones as seen from their centre."
     from matplotlib import colormaps
+    from matplotlib.patheffects import withStroke
     from ssl_nb.plots import COLORS, plot_power_map
     fig = plot_power_map(power, *to_angles(points), label=label, title=title)
     marks = [("microphone", None if mics is None else mics - mics.mean(0),
               dict(marker=".", ms=7, color="white", mec="black")),
              ("talker", truth, dict(marker="o", ms=13, mfc="none", mec=COLORS["red"], mew=2)),
              ("found", found, dict(marker="X", ms=10, mfc="white", mec="black"))]
+    ax = fig.axes[0]
     for name, where, style in marks:
         if where is None: continue
         x, y = (angle.cpu().numpy() for angle in to_angles(where.reshape(-1, 3)))
-        fig.axes[0].plot(x, y, ls="", label=name, clip_on=False, zorder=5, **style)
-    fig.axes[0].collections[0].set_cmap(colormaps["cividis"].resampled(16))  # sixteen levels
-    fig.set_dpi(72)
+        ax.plot(x, y, ls="", label=name, clip_on=False, zorder=5, **style)
+    ax.collections[0].set_cmap(colormaps["cividis"].resampled(16))  # sixteen levels
+    ticks = [(tick.get_position()[0], tick.get_text()) for tick in ax.get_xticklabels()]
+    ax.set_xticklabels([])  # on the equator they would lie under the talkers
+    for x, text in ticks:
+        ax.text(x, -0.9, text, color="w", ha="center",
+                path_effects=[withStroke(linewidth=2, foreground="k")])
     fig.legend(loc="outside lower center", ncols=3)
     return fig
 
