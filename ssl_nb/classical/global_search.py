@@ -19,6 +19,7 @@ from ..acoustics.geometry import SPEED_OF_SOUND, mic_pairs, tdoas
 from ..arguments import as_audio, as_positions, as_rate, as_room_size, as_speed, count
 from ..arguments import door, match_channels, number, span
 from .gcc_phat import gcc_phat
+from .multilateration import WITHIN, position_bound
 from .steered_power import evidence
 from .trust import Calibration, trust_of
 
@@ -47,7 +48,7 @@ def running_maxima(gcc: Float[Tensor, "frames pairs lags"],
                    ) -> Float[Tensor, "levels frames pairs lags"]:
     "Level k at lag l: the largest of the 2^k values from l on."
     levels, width = [gcc], 1
-    while 2 * width <= most:
+    while 2 * width <= min(most, gcc.shape[-1]):
         last = levels[-1]
         levels.append(torch.maximum(last, torch.cat([last[..., width:], last[..., -1:].expand(
             *last.shape[:-1], width)], -1)))
@@ -192,19 +193,34 @@ def without(gcc: Float[Tensor, "frames pairs lags"], delays: Float[Tensor, "fram
     return gcc.masked_fill((lag - rate * delays.unsqueeze(-1)).abs() <= rate * TAKEN_OUT, 0.0)
 
 # %% ../../nbs/02_classical/07_global_search.ipynb #cc9b626d
-# fitted by data/make_trust_maps.py: over the noise, consent, log of the microphones, second
-POSITION_TRUST = Calibration((3.8, 2.51, 1.04, -1.75), -11.84)
+# fitted by data/make_trust_positions.py: over the noise, consent, log of the microphones, second,
+# geometry, mirror
+POSITION_TRUST = Calibration((3.8, 2.51, 1.04, -1.75, 0.0, 0.0), -11.84)
+_HONEST = 2e-5  # error of an arrival, s
 
-def _position_trust(gcc, mics, per_metre, best, width, seconds, second):
-    "Trust (frames,) of the highest points (frames, 4); `second`: after another was taken out."
-    tau = tdoas(mics, best[:, None, :3], 1.0)
-    height = best[:, None, 3]
-    signs = evidence(gcc, per_metre, tau, height, torch.zeros_like(height), width, seconds)[:, 0]
-    more = signs.new_tensor([math.log(len(mics)), float(second)]).expand(len(signs), 2)
-    trust = trust_of(torch.cat([signs[:, :2], more], -1), POSITION_TRUST)
-    return trust.where(height[:, 0] > 0, 0.0)
+def _place(mics, position, room_size, c):
+    "log(1 + (spread / 8 cm)^2) for errors of 20 µs, and 1 where a mirror image is in the room too."
+    variance = position_bound(mics, position, _HONEST, c=c).diagonal(dim1=-2, dim2=-1).sum(-1)
+    geometry = torch.log1p(variance.nan_to_num(1e12).clamp(0, 1e12) / 0.08**2)
+    _, extent, axes = torch.linalg.svd(mics - mics.mean(0))
+    above = ((position - mics.mean(0)) * axes[-1]).sum(-1, keepdim=True)
+    image = position - 2 * above * axes[-1]
+    inside = ((image > 0) & (image < room_size.to(image))).all(-1)
+    flat = extent[-1] < 0.02 * extent[0]
+    return geometry, (flat & inside & (2 * above[..., 0].abs() > WITHIN)).to(geometry)
 
 # %% ../../nbs/02_classical/07_global_search.ipynb #e2b26556
+def _position_trust(gcc, mics, room_size, fs, c, best, width, seconds, second):
+    "Trust (frames,) of the highest points (frames, 4); `second`: after another was taken out."
+    tau = tdoas(mics, best[:, None, :3], c)
+    height = best[:, None, 3]
+    signs = evidence(gcc, 4 * fs, tau, height, torch.zeros_like(height), width, seconds)[:, 0]
+    more = signs.new_tensor([math.log(len(mics)), float(second)]).expand(len(signs), 2)
+    place = torch.stack(_place(mics, best[:, :3], room_size, c), -1).to(signs)
+    trust = trust_of(torch.cat([signs[:, :2], more, place], -1), POSITION_TRUST)
+    return trust.where(height[:, 0] > 0, 0.0)
+
+# %% ../../nbs/02_classical/07_global_search.ipynb #6e7af514
 _CHECKS = dict(audio=partial(as_audio, channels=2), mics=partial(as_positions, axes=(3,), least=2),
                room_size=as_room_size, fs=as_rate,
                band=span("Hz", least=0, apart=True), c=as_speed, most=number(least=8, most=1e8))
@@ -225,7 +241,7 @@ def highest_points(audio: Float[Tensor, "*batch channels time"],
     seconds, width = audio.shape[-1] / fs, min(band[1], fs / 2) - band[0]
     for k in range(n_sources):
         best, margin = _highest(gcc, mics, room_size, 4 * fs / c, most)
-        trust = _position_trust(gcc, mics, 4 * fs / c, best, width, seconds, k > 0)
+        trust = _position_trust(gcc, mics, room_size, fs, c, best, width, seconds, k > 0)
         found.append((best[:, :3], best[:, 3], margin, trust))
         if k + 1 < n_sources: gcc = without(gcc, tdoas(mics, best[:, :3], c), 4 * fs)
     shape = (*audio.shape[:-2], n_sources)
