@@ -192,7 +192,7 @@ def without(gcc: Float[Tensor, "frames pairs lags"], delays: Float[Tensor, "fram
     lag = torch.arange(gcc.shape[-1], device=gcc.device) - gcc.shape[-1] // 2
     return gcc.masked_fill((lag - rate * delays.unsqueeze(-1)).abs() <= rate * TAKEN_OUT, 0.0)
 
-# %% ../../nbs/02_classical/07_global_search.ipynb #cc9b626d
+# %% ../../nbs/02_classical/07_global_search.ipynb #7157abec
 _HONEST = 2e-5  # error of an arrival, s
 
 def position_signs(gcc: Float[Tensor, "frames pairs lags"], fs: float,  # four lags a sample; Hz
@@ -212,6 +212,7 @@ def position_signs(gcc: Float[Tensor, "frames pairs lags"], fs: float,  # four l
     return torch.stack([*seen[:, :2].mT, *of_array.mT, geometry, wide,
                         _has_image(mics, position, room_size)], -1)
 
+# %% ../../nbs/02_classical/07_global_search.ipynb #cc9b626d
 def _has_image(mics, position, room_size):
     "1 where the microphones lie in a plane whose mirror image of the point is in the room too."
     _, extent, axes = torch.linalg.svd(mics - mics.mean(0))
@@ -220,10 +221,11 @@ def _has_image(mics, position, room_size):
     inside = ((image > 0) & (image < room_size.to(image))).all(-1)
     return ((extent[-1] < 0.02 * extent[0]) & inside & (2 * above.abs() > WITHIN)).to(position)
 
-# %% ../../nbs/02_classical/07_global_search.ipynb #e2b26556
+# %% ../../nbs/02_classical/07_global_search.ipynb #66e95ea6
 # fitted by data/make_trust_positions.py
 POSITION_TRUST = Calibration((2.52, 3.70, 0.71, -1.45, -0.13, -0.98, 1.07), -11.45)
 
+# %% ../../nbs/02_classical/07_global_search.ipynb #291ab3b6
 @door(signs=as_tensor)
 def position_terms(signs: Float[Tensor, "*batch 7"]) -> Float[Tensor, "*batch 7"]:
     """What the weights of `POSITION_TRUST` belong to: a_1 to a_6 of `position_signs`, and the
@@ -232,6 +234,8 @@ def position_terms(signs: Float[Tensor, "*batch 7"]) -> Float[Tensor, "*batch 7"
         raise ValueError(f"signs: shape {tuple(signs.shape)}, must be (*batch, 7)")
     return torch.cat([signs[..., :6], (signs[..., 0] * signs[..., 5]).unsqueeze(-1)], -1)
 
+# %% ../../nbs/02_classical/07_global_search.ipynb #e2b26556
+@door(signs=as_tensor)
 def position_trust(signs: Float[Tensor, "*batch 7"]) -> Float[Tensor, "*batch"]:  # 0 to 1
     "How probable it is that a talker is within 30 cm of a point with these `position_signs`."
     return trust_of(position_terms(signs), POSITION_TRUST) * (1 - signs[..., 6] / 2)

@@ -54,10 +54,11 @@ def _beside(line: Float[Tensor, "3"]) -> Float[Tensor, "3"]:
 
 
 # %% ../../nbs/02_classical/06_over_time.ipynb #d5efcfd7
-AMBIGUOUS = {1: "stand on a line: all directions on a cone around it sound alike, and the "
-                "horizontal one is given", 2: "stand in a plane: a direction and its mirror image "
-                                              "sound alike, and the one on the upper side is given; "
-                                              "near the plane the elevation is a rough one"}
+AMBIGUOUS = {
+    1: "stand on a line: all directions on a cone around it sound alike, and the horizontal one is "
+       "given",
+    2: "stand in a plane: a direction and its mirror image sound alike, and the one on the upper "
+       "side is given; near the plane the elevation is a rough one"}
 
 @door(mics=as_array)
 def directions_of(mics: Float[Tensor, "mics 3"]

@@ -712,11 +712,12 @@ def talker_error(net: Wav2pos, batch: dict) -> Float[Tensor, ""]:
     audio, places = batch["audio"][:, :7, :net.window].float(), batch["places"][:, :7]
     return (net(audio, places, known()).places[:, 0] - places[:, 0]).norm(dim=-1).mean()
 
-# %% ../../nbs/06_masked/02_wav2pos.ipynb #0fb9c5f6
+# %% ../../nbs/06_masked/02_wav2pos.ipynb #ccb2cb8c
 def _as_net(value, name, like=None):
     if isinstance(value, Wav2pos): return value
     raise ValueError(f"{name}: {type(value).__name__}, must be a Wav2pos")
 
+# %% ../../nbs/06_masked/02_wav2pos.ipynb #0fb9c5f6
 class Found(NamedTuple):
     "What the net says of a recording."
     talker: Float[Tensor, "*batch 3"]  # m

@@ -157,7 +157,7 @@ def check_room(mics: Float[Tensor, "mics 3"], room: Float[Tensor, "3"]) -> None:
     raise ValueError(f"room=({sides}) m: microphone {int(outside[0]) + 1} at ({place}) m is "
                      f"outside; positions must count from a corner of the room")
 
-# %% ../../nbs/03_workshop/09_localizers.ipynb #ac1df51b
+# %% ../../nbs/03_workshop/09_localizers.ipynb #15e6e637
 class Call(NamedTuple):
     "The arguments of a call, checked."
     audio: Float[Tensor, "mics time"]
@@ -167,6 +167,7 @@ class Call(NamedTuple):
     sources: int
     hop: float  # s
 
+# %% ../../nbs/03_workshop/09_localizers.ipynb #ac1df51b
 HOP = 0.1  # from one frame to the next where nobody says otherwise, s
 
 def _as_method(value, name, like=None):
