@@ -1,24 +1,24 @@
-"""Fit the trust of steered power and of the global search, and prove it on unseen rooms and voices.
+"""Fit the trust of steered power's directions, and prove it on unseen rooms and voices.
 
-    python data/make_trust_maps.py directions 400 250   # scenes to fit on, scenes to prove on
-    python data/make_trust_maps.py positions 110 80
+    python data/make_trust_maps.py 400 250   # scenes to fit on, scenes to prove on
 
-Prints the weights that stand in the chapters (`DIRECTION_TRUST` of steered power, `POSITION_TRUST`
-of global search) and writes data/trust/KIND.csv: stated and true shares in the rooms of the test.
+Prints the weights that stand in the chapter (`DIRECTION_TRUST` of steered power) and writes
+data/trust/directions.csv: stated and true shares in the rooms of the test.
 Every third scene has two talkers, every eighth holds noise alone, a third of the noise is diffuse.
 """
-import math, sys, warnings
+import sys, warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
 from ssl_nb.acoustics.diffuse_noise import diffuse_noise
-from ssl_nb.acoustics.geometry import angular_error, circular_array, linear_array, robot_head_array
-from ssl_nb.acoustics.geometry import wall_array
+from ssl_nb.acoustics.geometry import (angular_error, circular_array, linear_array,
+                                         robot_head_array)
 from ssl_nb.acoustics.moving_sources import mix_at_snr
 from ssl_nb.acoustics.rooms import Room, reverberate, rirs
 from ssl_nb.acoustics.signals import voice_activity
-from ssl_nb.classical import global_search, steered_power
+from ssl_nb.classical import steered_power
 from ssl_nb.classical.over_time import canonical, directions_of
 from ssl_nb.classical.trust import fit_calibration, reliability, trust_of
 from ssl_nb.workshop.speech import speech
@@ -27,29 +27,43 @@ FS, QUIET, TALK = 16000, 0.7, 1.6  # Hz; s of noise before and after; s of speec
 warnings.simplefilter("ignore")  # flat arrays
 
 
-def array(kind, size, g):
-    "4 to 12 microphones in a room, and the points that they are from the middle of."
+class Recorded(NamedTuple):
+    "A simulated recording and all that is known about it."
+    audio: torch.Tensor
+    mics: torch.Tensor  # m
+    size: torch.Tensor  # of the room, m
+    places: torch.Tensor  # of the talkers, m
+    late: torch.Tensor  # of every 10 ms, whether there is anybody to be heard
+    silent: bool  # noise alone
+    t60: float  # s
+    g: torch.Generator
+
+
+def small_array(n, g):
+    "A ring, a line, a robot's head, or microphones anywhere in a small cube."
     u = lambda low, high: low + (high - low) * float(torch.rand((), generator=g))
-    n = int(torch.randint(4, 13, (), generator=g))
-    if kind == "positions":
-        if n == 6: return wall_array(size.tolist(), g)
-        return 0.1 + torch.rand(n, 3, generator=g) * (size - 0.2)
-    shape = (circular_array(n, u(0.03, 0.12)), linear_array(n, u(0.02, 0.08)), robot_head_array(),
-             (torch.rand(n, 3, generator=g) - 0.5) * u(0.08, 0.3))[
-                 min(int(torch.randint(5, (), generator=g)), 3)]
-    return shape + torch.tensor([u(0.8, float(side) - 0.8) for side in size])
+    return (circular_array(n, u(0.03, 0.12)), linear_array(n, u(0.02, 0.08)), robot_head_array(),
+            (torch.rand(n, 3, generator=g) - 0.5) * u(0.08, 0.3))[
+                min(int(torch.randint(5, (), generator=g)), 3)]
 
 
-def scene(kind, split, voices, seed):
-    "Audio, microphones, room, talkers, and of each sample whether there is anybody to be heard."
+def array(seed, size, g):
+    "A small array of 4 to 12 microphones somewhere in a room."
+    u = lambda low, high: low + (high - low) * float(torch.rand((), generator=g))
+    shape = small_array(int(torch.randint(4, 13, (), generator=g)), g)
+    return "small", shape + torch.tensor([u(0.8, float(side) - 0.8) for side in size])
+
+
+def recorded(split, voices, seed, array, nearest):
+    "The kind of the array, and a `Recorded`; talkers are at least `nearest` m off."
     g = torch.Generator().manual_seed({"train": 1, "test": 2}[split] * 10**6 + seed)
     u = lambda low, high: low + (high - low) * float(torch.rand((), generator=g))
     size = torch.tensor([u(3.5, 8), u(3.5, 7), u(2.4, 3.5)])
     t60, snr_db = max(u(0.2, 0.9), 1.001 * Room(size.tolist()).min_t60()), u(5, 30)
-    mics, places = array(kind, size, g), []
+    (kind, mics), places = array(seed, size, g), []
     while len(places) < 1 + (seed % 3 == 0):
         p = torch.tensor([u(0.4, float(size[0]) - 0.4), u(0.4, float(size[1]) - 0.4), u(1, 1.9)])
-        if (float((p - mics).norm(dim=-1).min()) > (0.6 if kind == "directions" else 0.3)
+        if (float((p - mics).norm(dim=-1).min()) > nearest
                 and all(float((p - q).norm()) > 0.8 for q in places)): places.append(p)
     dry = [torch.nn.functional.pad(v / v.square().mean().sqrt().clamp(min=1e-6), 2 * [
         round(QUIET * FS)]) for v in (voices.talk(TALK, g) for _ in places)]
@@ -63,44 +77,38 @@ def scene(kind, split, voices, seed):
     late = torch.nn.functional.max_pool1d(torch.nn.functional.pad(
         active[None].float(), (tail, 0)), tail + 1, 1)[0] > 0
     audio = noise if silent else mix_at_snr(heard, noise, snr_db)
-    return audio, mics, size, torch.stack(places), late & (not silent), silent, g
+    return kind, Recorded(audio, mics, size, torch.stack(places), late & (not silent), silent, t60,
+                          g)
 
 
-def answers(kind, split, voices, seed):
+def answers(split, voices, seed):
     "Features of the answers of a scene, whether they are right, and whether there was only noise."
-    audio, mics, size, places, late, silent, g = scene(kind, split, voices, seed)
+    audio, mics, size, places, late, silent, _, g = recorded(split, voices, seed, array, 0.6)[1]
     length = round((0.15, 0.2, 0.2, 0.2, 0.4)[int(torch.randint(5, (), generator=g))] * FS)
-    starts = range(0, audio.shape[-1] - length + 1, round((0.15 if kind == "directions"
-                                                          else 0.6) * FS))
+    starts = range(0, audio.shape[-1] - length + 1, round(0.15 * FS))
     frames = torch.stack([audio[:, k:k + length] for k in starts])
     heard = torch.tensor([bool(late[k // 160:(k + length) // 160].any()) for k in starts])
-    module = steered_power if kind == "directions" else global_search
     kept, keep = [], lambda features, calibration: (kept.append(features),
                                                     trust_of(features, calibration))[1]
-    module.trust_of = keep  # a look at the features of the library itself
-    if kind == "directions":
-        middle = mics.mean(0)
-        grid, dims, axes = directions_of(mics - middle)
-        steered = steered_power.SteeredPower(mics - middle, grid, FS, band=(200.0, 4000.0))
-        points = canonical(steered_power.locate(steered, frames, 2).points, dims, axes)
-        features = torch.cat(kept)
-        wanted = canonical(torch.nn.functional.normalize(places - middle, dim=-1), dims, axes)
-        flat = (lambda v: v - (v @ axes[2].float())[..., None] * axes[2].float()) if dims == 2 \
-            else (lambda v: v)
-        off = angular_error(flat(points)[:, :, None], flat(wanted)).rad2deg().amin(-1) / 10
-    else:
-        points = global_search.highest_points(frames, mics, size, FS, 2, most=5e3).position
-        features = torch.stack(kept, 1)
-        off = (points[:, :, None] - places).norm(dim=-1).amin(-1) / 0.3
-    module.trust_of = trust_of
+    steered_power.trust_of = keep  # a look at the features of the library itself
+    middle = mics.mean(0)
+    grid, dims, axes = directions_of(mics - middle)
+    steered = steered_power.SteeredPower(mics - middle, grid, FS, band=(200.0, 4000.0))
+    points = canonical(steered_power.locate(steered, frames, 2).points, dims, axes)
+    features = torch.cat(kept)
+    wanted = canonical(torch.nn.functional.normalize(places - middle, dim=-1), dims, axes)
+    flat = (lambda v: v - (v @ axes[2].float())[..., None] * axes[2].float()) if dims == 2 \
+        else (lambda v: v)
+    off = angular_error(flat(points)[:, :, None], flat(wanted)).rad2deg().amin(-1) / 10
+    steered_power.trust_of = trust_of
     use = heard | silent
     return (features[use].flatten(0, 1).double(), ((off < 1) & heard[:, None])[use].flatten(),
             torch.full((2 * int(use.sum()),), silent))
 
 
-def main(kind, fit_on, prove_on):
+def main(fit_on, prove_on):
     gather = lambda split, n: [torch.cat(part) for part in zip(*(
-        answers(kind, split, voices[split], k) for k in range(n)))]
+        answers(split, voices[split], k) for k in range(n)))]
     voices = {split: speech(split) for split in ("train", "test")}
     x, good, _ = gather("train", fit_on)
     stated = fit_calibration(x, good, ridge=0.3)
@@ -115,7 +123,7 @@ def main(kind, fit_on, prove_on):
           f"{float((trust[silent] > 0.5).double().mean()):.4f} of {int(silent.sum())} above 0.5")
     table = pd.DataFrame(reliability(trust, good)._asdict())
     (Path(__file__).parent / "trust").mkdir(exist_ok=True)
-    table.round(4).to_csv(Path(__file__).parent / "trust" / f"{kind}.csv", index=False)
+    table.round(4).to_csv(Path(__file__).parent / "trust" / "directions.csv", index=False)
 
 
-if __name__ == "__main__": main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+if __name__ == "__main__": main(int(sys.argv[1]), int(sys.argv[2]))

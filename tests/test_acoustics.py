@@ -1,5 +1,6 @@
 """Directions that are none, unambiguous frequencies, the free field, decays over noise, gains, long
 recordings, and calls that cannot be right: against closed forms, SciPy and pyroomacoustics."""
+import errno
 import math, re
 
 import numpy as np
@@ -19,6 +20,27 @@ generator = lambda seed=0: torch.Generator().manual_seed(seed)
 
 
 # --- geometry -------------------------------------------------------------------------------------
+
+def test_a_fractional_rate_is_not_cut():
+    heard = np.sin(2 * np.pi * 1000 * np.arange(48000) / 48000.7)
+    at_48k = signals.resample(torch.from_numpy(heard), 48000.7, 48000).numpy()
+    truth = np.sin(2 * np.pi * 1000 * np.arange(len(at_48k)) / 48000)
+    np.testing.assert_allclose(at_48k[500:-500], truth[500:-500], rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("step", ["open", "replace"])
+def test_a_full_disk_leaves_the_old_sound_and_no_piece_of_the_new(tmp_path, monkeypatch, step):
+    path = tmp_path / "a.wav"
+    signals.write_audio(path, torch.zeros(100), 8000)
+    before = path.read_bytes()
+    def full(*_, **__): raise OSError(errno.ENOSPC, "No space left on device")
+    if step == "open": monkeypatch.setattr(signals, "open", full, raising=False)
+    else: monkeypatch.setattr(signals.os, "replace", full)
+    with pytest.raises(OSError, match="a.wav"):
+        signals.write_audio(path, torch.ones(5000) * 0.5, 8000)
+    monkeypatch.undo()
+    assert path.read_bytes() == before and [f.name for f in tmp_path.iterdir()] == ["a.wav"]
+
 
 @pytest.mark.parametrize("nowhere", [[0.0, 0, 0], [math.nan, 1, 0], [math.inf, 0, 0]])
 def test_no_direction_has_no_angle(nowhere):

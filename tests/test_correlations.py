@@ -1,4 +1,5 @@
 """The engine of all correlations against NumPy, and its ways against one another."""
+import time
 import numpy as np
 import pytest
 import torch
@@ -121,6 +122,19 @@ def test_numpy_and_lists_are_taken():
     torch.testing.assert_close(gcc_phat(audio.tolist(), max_lag=10), expected)
     assert delays_from_gcc(expected.numpy(), 16000, max_delay=1e-4).abs().max() <= 1e-4
     assert peak_heights(expected, 16000, max_delay=[1e-4]).shape == (1,)
+
+
+def test_one_frame_costs_less_than_forty():
+    steered, frames = SteeredPower(robot_head_array(), sphere_grid(8.0), 16000), noise(40, 12, 1000)
+    def seconds(audio):
+        steered(audio)  # what is kept for later calls is not counted
+        spent = []
+        for _ in range(5):
+            start = time.process_time()
+            steered(audio)
+            spent.append(time.process_time() - start)
+        return min(spent)
+    assert seconds(frames[:1]) < 0.5 * seconds(frames)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

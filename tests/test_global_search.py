@@ -1,17 +1,23 @@
 """The highest point of a map: against brute force on random scenes, its invariances, bad input."""
-import re
+import re, sys
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from scipy.stats import binomtest
 from ssl_nb.acoustics.geometry import random_array, tdoas, wall_array
 from ssl_nb.acoustics.rooms import Room, make_scene
 from ssl_nb.acoustics.signals import speech_like
 from ssl_nb.classical.gcc_phat import gcc_phat
 from ssl_nb.classical.global_search import cell_bounds, highest_point, highest_points
-from ssl_nb.classical.global_search import read_map, running_maxima, without
+from ssl_nb.classical.global_search import position_signs, position_trust, read_map
+from ssl_nb.classical.global_search import running_maxima, without
 from ssl_nb.classical import global_search
+from ssl_nb.workshop.speech import speech
 
+ROOT = Path(__file__).resolve().parent.parent
 FS, SIZE = 16000, (2.4, 2.0, 1.6)
 
 
@@ -144,6 +150,65 @@ def test_two_talkers_without_echoes_are_both_found():
     assert found.position.shape == (2, 3) and (found.trust > 0.5).all()
     one = highest_point(audio, mics, SIZE, FS)
     torch.testing.assert_close(one.position, found.position[0])
+
+
+@pytest.mark.parametrize("extent", [0.01, 0.08])
+def test_an_array_smaller_than_the_cells_is_answered(extent):
+    mics = torch.tensor(SIZE) / 2 + extent * torch.randn(5, 3, generator=generator(1))
+    found = highest_point(scene(2, mics=mics)[0], mics, SIZE, FS)
+    assert 0 <= found.trust <= 1 and (found.position >= 0).all()
+    assert (found.position <= torch.tensor(SIZE)).all()
+
+
+# --- trust ----------------------------------------------------------------------------------------
+
+def answers():
+    table = pd.read_csv(ROOT / "data" / "trust" / "positions.csv")
+    signs = table[["over_noise", "consent", "log_mics", "second", "geometry", "log_aperture",
+                   "mirror"]]
+    return table.assign(trust=position_trust(signs.to_numpy()).numpy(),
+                        right=table.error_m < 0.3)
+
+
+def test_of_the_test_answers_that_state_nine_tenths_nine_in_ten_are_right():
+    test = answers().query("split == 'test'")
+    nearly = test[test.trust.between(0.85, 0.95)]
+    assert len(nearly) >= 200 and 0.85 <= nearly.right.mean() <= 0.95
+    assert (test.trust[test.talkers == 0] > 0.5).mean() < 0.01  # noise alone
+
+
+def test_no_kind_of_array_overclaims():
+    for kind, rows in answers().query("split == 'test'").groupby("kind"):
+        assert rows.trust.mean() - rows.right.mean() < 0.04, kind
+        sure = rows[rows.trust >= 0.85]
+        if len(sure):
+            assert binomtest(int(sure.right.sum()), len(sure), 0.85,
+                             alternative="less").pvalue > 0.01, kind
+
+
+def test_the_stored_answers_are_what_the_library_computes_now():
+    sys.path.insert(0, str(ROOT / "data"))
+    import make_trust_positions
+    table, voices = answers(), speech("test")
+    for scene_ in (7, 14):
+        now = pd.DataFrame(make_trust_positions.rows("test", voices, scene_))
+        then = table[(table.split == "test") & (table.scene == scene_)][list(now)]
+        pd.testing.assert_frame_equal(now, then.reset_index(drop=True), check_dtype=False, rtol=0,
+                                      atol=0.02)
+
+
+def test_where_a_mirror_image_lies_in_the_room_the_trust_is_halved():
+    signs = torch.tensor([[3.0, 0.9, 2.0, 0.0, 0.02, 1.5, mirror] for mirror in (0.0, 1.0)])
+    trust = position_trust(signs.double())
+    assert trust[0] > 0.9 and trust[1] == trust[0] / 2
+    level = torch.rand(6, 3, generator=generator(0)) * torch.tensor(SIZE)
+    for height, halved in ((0.8, 1.0), (SIZE[2], 0.0)):  # on the ceiling the image is outside
+        level[:, 2] = height
+        gcc = torch.rand(2, 15, 801, generator=generator(1))
+        point = torch.tensor([[1.0, 1.0, 1.3], [1.0, 1.0, 0.81]])
+        told = position_signs(gcc, FS, level, point, torch.ones(2), torch.tensor(SIZE), 5900.0, 0.2,
+                              False, 343.0)
+        assert told[0, 6] == halved and (told[1, 6] == 0 or height != 0.8)
 
 
 def test_taking_out_a_talker_leaves_other_lags():

@@ -332,7 +332,7 @@ def test_table_picture_and_page(ring_file, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:mics")
 @pytest.mark.parametrize("change, told", [
-    (lambda x: x[:, 0], "1 channels"), (lambda x: x[:0], "no samples"),
+    (lambda x: x[:, 0], "1 channel,"), (lambda x: x[:0], "no samples"),
     (lambda x: np.where(np.arange(len(x))[:, None] == 5000, np.nan, x), "at 0.312 s"),
     (lambda x: np.column_stack([x[:, :3], 0 * x[:, 3]]), "channel 4 is silent"),
     (lambda x: np.column_stack([x[:, :3], x[:, 2]]), "channels 3 and 4 hold the same"),

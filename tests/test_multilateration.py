@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 import torch
 from scipy.optimize import least_squares
+from scipy.stats import binomtest
 from ssl_nb.acoustics.geometry import (max_pair_tdoas, mic_pairs, pair_differences, tdoas,
                                        wall_array)
 from ssl_nb.classical.multilateration import (TRUST, WITHIN, closed_form, direction_bound,
                                               multilaterate,
                                               multilateration_curves, position_bound,
-                                              spanned_dimensions, trust_features)
+                                              spanned_dimensions, trust_features, trust_terms)
 from ssl_nb.classical.trust import fit_calibration, reliability, trial, trust_of
 from ssl_nb.workshop.speech import speech
 
@@ -130,7 +131,7 @@ def test_what_cannot_be_known_is_nan():
 
 def stored():
     table = pd.read_csv(ROOT / "data" / "trust" / "multilateration.csv")
-    features = torch.tensor(table[["evidence", "geometry", "on_bounds"]].to_numpy())
+    features = trust_terms(table[["evidence", "geometry", "on_bounds"]].to_numpy())
     return table, trust_of(features, TRUST), torch.tensor((table.error_m < WITHIN).to_numpy())
 
 
@@ -142,6 +143,23 @@ def test_of_the_test_fixes_that_state_nine_tenths_nine_in_ten_are_right():
         assert nearly.sum() > 80 and 0.85 <= right[nearly].double().mean() <= 0.95
     half = test & (stated > 0.4) & (stated < 0.6)
     assert 0.4 <= right[half].double().mean() <= 0.6
+
+
+def test_compact_arrays_state_no_more_than_chance_allows():
+    table, stated, right = stored()
+    nearly = torch.tensor(((table.split == "test") & (table.kind == "cluster")).to_numpy())
+    nearly = nearly & (stated >= 0.85) & (stated <= 0.95)
+    count, good = int(nearly.sum()), int(right[nearly].sum())
+    assert count > 40 and binomtest(good, count, 0.85, alternative="less").pvalue > 0.05
+
+
+def test_terms_of_trust_are_those_of_the_spread():
+    spread = torch.tensor([0.01, 0.08, 3.0]).double()
+    signs = torch.stack([torch.full((3,), 2.0).double(), torch.log1p((spread / 0.08) ** 2),
+                         torch.tensor([0.0, 1.0, 0.0]).double()], -1)
+    sharp = torch.log1p((0.08 / spread) ** 2)
+    torch.testing.assert_close(trust_terms(signs), torch.stack(
+        [signs[:, 0], signs[:, 1], sharp, 2 * sharp, signs[:, 2]], -1))
 
 
 def test_the_stored_rows_are_what_the_library_computes_now():
@@ -198,7 +216,8 @@ FINE = {
     spanned_dimensions: dict(mics=MICS),
     multilateration_curves: dict(mics=MICS[:, :2].float(), source=torch.ones(2), size=[6.0, 5.0],
                                  sigma=1e-4, draws=2),
-    trust_of: dict(features=torch.zeros(3), calibration=TRUST),
+    trust_terms: dict(signs=torch.rand(4, 3)),
+    trust_of: dict(features=torch.zeros(5), calibration=TRUST),
     fit_calibration: dict(features=torch.rand(9, 2), good=torch.arange(9) > 4, ridge=0.1, steps=3),
     reliability: dict(trust=torch.rand(9), good=torch.arange(9) > 4, classes=3),
 }

@@ -6,7 +6,7 @@ Docs: https://ssl-nb.github.io/ssl_nb/02_classical/global_search.html.md"""
 
 # %% auto #0
 __all__ = ['FIRST', 'FINEST', 'BEAM', 'TAKEN_OUT', 'POSITION_TRUST', 'Highest', 'read_map', 'running_maxima', 'cell_bounds',
-           'without', 'highest_points', 'highest_point']
+           'without', 'position_signs', 'position_terms', 'position_trust', 'highest_points', 'highest_point']
 
 # %% ../../nbs/02_classical/07_global_search.ipynb #d383d4e0
 import math
@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from ..acoustics.geometry import SPEED_OF_SOUND, mic_pairs, tdoas
-from ..arguments import as_audio, as_positions, as_rate, as_room_size, as_speed, count
-from ..arguments import door, match_channels, number, span
+from ..arguments import as_audio, as_positions, as_rate, as_room_size, as_speed, as_tensor
+from ..arguments import count, door, match_channels, number, span
 from .gcc_phat import gcc_phat
+from .multilateration import WITHIN, position_bound
 from .steered_power import evidence
 from .trust import Calibration, trust_of
 
@@ -47,7 +48,7 @@ def running_maxima(gcc: Float[Tensor, "frames pairs lags"],
                    ) -> Float[Tensor, "levels frames pairs lags"]:
     "Level k at lag l: the largest of the 2^k values from l on."
     levels, width = [gcc], 1
-    while 2 * width <= most:
+    while 2 * width <= min(most, gcc.shape[-1]):
         last = levels[-1]
         levels.append(torch.maximum(last, torch.cat([last[..., width:], last[..., -1:].expand(
             *last.shape[:-1], width)], -1)))
@@ -191,20 +192,55 @@ def without(gcc: Float[Tensor, "frames pairs lags"], delays: Float[Tensor, "fram
     lag = torch.arange(gcc.shape[-1], device=gcc.device) - gcc.shape[-1] // 2
     return gcc.masked_fill((lag - rate * delays.unsqueeze(-1)).abs() <= rate * TAKEN_OUT, 0.0)
 
-# %% ../../nbs/02_classical/07_global_search.ipynb #cc9b626d
-# fitted by data/make_trust_maps.py: over the noise, consent, log of the microphones, second
-POSITION_TRUST = Calibration((3.8, 2.51, 1.04, -1.75), -11.84)
+# %% ../../nbs/02_classical/07_global_search.ipynb #7157abec
+_HONEST = 2e-5  # error of an arrival, s
 
-def _position_trust(gcc, mics, per_metre, best, width, seconds, second):
-    "Trust (frames,) of the highest points (frames, 4); `second`: after another was taken out."
-    tau = tdoas(mics, best[:, None, :3], 1.0)
-    height = best[:, None, 3]
-    signs = evidence(gcc, per_metre, tau, height, torch.zeros_like(height), width, seconds)[:, 0]
-    more = signs.new_tensor([math.log(len(mics)), float(second)]).expand(len(signs), 2)
-    trust = trust_of(torch.cat([signs[:, :2], more], -1), POSITION_TRUST)
-    return trust.where(height[:, 0] > 0, 0.0)
+def position_signs(gcc: Float[Tensor, "frames pairs lags"], fs: float,  # four lags a sample; Hz
+                   mics: Float[Tensor, "mics 3"], position: Float[Tensor, "frames 3"],  # m
+                   power: Float[Tensor, "frames"],
+                   room_size: Float[Tensor, "3"],  # m
+                   bandwidth: float, seconds: float,  # of the frames, Hz and s
+                   second: bool, c: float,  # was a talker taken out before?
+                   ) -> Float[Tensor, "frames signs=7"]:
+    "The numbers a_1 to a_6, and 1 where a mirror image lies in the room as well."
+    tau, height = tdoas(mics, position[:, None], c), power[:, None]
+    seen = evidence(gcc, 4 * fs, tau, height, torch.zeros_like(height), bandwidth, seconds)[:, 0]
+    variance = position_bound(mics, position, _HONEST, c=c).diagonal(dim1=-2, dim2=-1).sum(-1)
+    geometry = torch.log1p(variance.nan_to_num(1e12).clamp(0, 1e12) / 0.08**2)
+    of_array = mics.new_tensor([math.log(len(mics)), float(second)]).expand(len(power), 2)
+    wide = torch.pdist(mics).max().log().expand(len(power))
+    return torch.stack([*seen[:, :2].mT, *of_array.mT, geometry, wide,
+                        _has_image(mics, position, room_size)], -1)
+
+# %% ../../nbs/02_classical/07_global_search.ipynb #cc9b626d
+def _has_image(mics, position, room_size):
+    "1 where the microphones lie in a plane whose mirror image of the point is in the room too."
+    _, extent, axes = torch.linalg.svd(mics - mics.mean(0))
+    above = ((position - mics.mean(0)) * axes[-1]).sum(-1)
+    image = position - 2 * above[:, None] * axes[-1]
+    inside = ((image > 0) & (image < room_size.to(image))).all(-1)
+    return ((extent[-1] < 0.02 * extent[0]) & inside & (2 * above.abs() > WITHIN)).to(position)
+
+# %% ../../nbs/02_classical/07_global_search.ipynb #66e95ea6
+# fitted by data/make_trust_positions.py
+POSITION_TRUST = Calibration((2.52, 3.70, 0.71, -1.45, -0.13, -0.98, 1.07), -11.45)
+
+# %% ../../nbs/02_classical/07_global_search.ipynb #291ab3b6
+@door(signs=as_tensor)
+def position_terms(signs: Float[Tensor, "*batch 7"]) -> Float[Tensor, "*batch 7"]:
+    """What the weights of `POSITION_TRUST` belong to: a_1 to a_6 of `position_signs`, and the
+    product of a_1 and a_6. Raises `ValueError` for another number of signs."""
+    if signs.ndim < 1 or signs.shape[-1] != 7:
+        raise ValueError(f"signs: shape {tuple(signs.shape)}, must be (*batch, 7)")
+    return torch.cat([signs[..., :6], (signs[..., 0] * signs[..., 5]).unsqueeze(-1)], -1)
 
 # %% ../../nbs/02_classical/07_global_search.ipynb #e2b26556
+@door(signs=as_tensor)
+def position_trust(signs: Float[Tensor, "*batch 7"]) -> Float[Tensor, "*batch"]:  # 0 to 1
+    "How probable it is that a talker is within 30 cm of a point with these `position_signs`."
+    return trust_of(position_terms(signs), POSITION_TRUST) * (1 - signs[..., 6] / 2)
+
+# %% ../../nbs/02_classical/07_global_search.ipynb #6e7af514
 _CHECKS = dict(audio=partial(as_audio, channels=2), mics=partial(as_positions, axes=(3,), least=2),
                room_size=as_room_size, fs=as_rate,
                band=span("Hz", least=0, apart=True), c=as_speed, most=number(least=8, most=1e8))
@@ -225,8 +261,10 @@ def highest_points(audio: Float[Tensor, "*batch channels time"],
     seconds, width = audio.shape[-1] / fs, min(band[1], fs / 2) - band[0]
     for k in range(n_sources):
         best, margin = _highest(gcc, mics, room_size, 4 * fs / c, most)
-        trust = _position_trust(gcc, mics, 4 * fs / c, best, width, seconds, k > 0)
-        found.append((best[:, :3], best[:, 3], margin, trust))
+        signs = position_signs(gcc, fs, mics, best[:, :3], best[:, 3], room_size, width, seconds,
+                               k > 0, c)
+        trust = position_trust(signs).where(best[:, 3] > 0, 0.0)
+        found.append((best[:, :3], best[:, 3], margin, trust.to(best)))
         if k + 1 < n_sources: gcc = without(gcc, tdoas(mics, best[:, :3], c), 4 * fs)
     shape = (*audio.shape[:-2], n_sources)
     position, *rest = (torch.stack(part, 1) for part in zip(*found))

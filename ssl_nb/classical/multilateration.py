@@ -6,7 +6,8 @@ Docs: https://ssl-nb.github.io/ssl_nb/02_classical/multilateration.html.md"""
 
 # %% auto #0
 __all__ = ['WITHIN', 'TRUST', 'spanned_dimensions', 'closed_form', 'difference_matrix', 'delay_information', 'delay_gradient',
-           'position_bound', 'Fix', 'trust_features', 'multilaterate', 'multilateration_curves', 'direction_bound']
+           'position_bound', 'Fix', 'trust_terms', 'trust_features', 'multilaterate', 'multilateration_curves',
+           'direction_bound']
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #40fd5499
 import math
@@ -18,8 +19,9 @@ from torch import Tensor
 from ..acoustics.geometry import SPEED_OF_SOUND, check_pairs, pair_differences
 from ..acoustics.geometry import hyperbola, max_pair_tdoas, tangent_basis, tdoas
 from ..arguments import (as_delays, as_finite, as_numbers, as_pairs, as_points, as_positions,
-                              as_seed, as_speed, as_unit_vectors, choice, count, door, number)
-from .trust import Calibration
+                              as_seed, as_speed, as_tensor, as_unit_vectors, choice, count, door,
+                              number)
+from .trust import Calibration, trust_of
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #1f30443d
 def _different(mics) -> int:
@@ -371,7 +373,7 @@ def _array(mics, pairs, weights, low, high):
 # %% ../../nbs/02_classical/02_multilateration.ipynb #af33f560
 _HONEST = 2e-5  # error of an honest delay, s
 WITHIN = 0.3  # error that `Fix.trust` speaks of, m
-TRUST = Calibration((2.982, -0.739, -9.524), 0.438)  # fitted in 08_trust
+TRUST = Calibration((1.756, -0.422, 0.293, 0.953, -9.495), -0.195)  # fitted in 08_trust
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #9886a815
 def _look(case, position):
@@ -408,6 +410,20 @@ def _features(array, case, on_bounds, error, unit, c):
     places = values.log().sum(-1) / 2 + array.volume
     spread = torch.log1p(_trace(values, array.free).clamp(0, 1e12) / 0.08**2)
     return torch.stack([(ratio - places) / array.enough, spread, on_bounds.to(spread)], -1)
+
+# %% ../../nbs/02_classical/02_multilateration.ipynb #6d83436e
+@door(signs=as_tensor)
+def trust_terms(signs: Float[Tensor, "*batch 3"],  # from `trust_features`
+                ) -> Float[Tensor, "*batch 5"]:
+    """What the weights of `TRUST` belong to: evidence, log(1 + (spread / 8 cm)^2), log(1 + (8 cm /
+    spread)^2), the product of evidence and the latter, `on_bounds`.
+
+    Raises `ValueError` for another number of signs."""
+    if signs.ndim < 1 or signs.shape[-1] != 3:
+        raise ValueError(f"signs: shape {tuple(signs.shape)}, must be (*batch, 3)")
+    about, geometry, edge = signs.unbind(-1)
+    sharp = -torch.log(-torch.expm1(-geometry.clamp(min=1e-4)))
+    return torch.stack([about, geometry, sharp, sharp * about, edge], -1)
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #228dfe7f
 def _left_over(array, case, error, far):
@@ -652,8 +668,7 @@ def _fix(array, case, position, moved, batch, kind, c):
     "All that is said about the answers."
     error, far, unit = _look(case, position)
     on_bounds = _on_bounds(array, case, position)
-    features = _features(array, case, on_bounds, error, unit, c)
-    trust = torch.sigmoid(features @ features.new_tensor(TRUST.weights) + TRUST.bias)
+    trust = trust_of(trust_terms(_features(array, case, on_bounds, error, unit, c)), TRUST)
     said = torch.stack([_residual(case, error) / c, _spread(array, case, error, far, unit), trust])
     residual, spread, trust = said.to(kind).reshape(3, *batch).unbind()
     return Fix(position.reshape(*batch, -1).to(kind), residual, (moved < 1e-4).reshape(batch),
@@ -679,7 +694,7 @@ def trust_features(
         weights: Float[Tensor, "*#batch pairs"] | None = None,  # pairs with 0 do not count
         bounds=None,  # as given to `multilaterate`
         c: float = SPEED_OF_SOUND) -> Float[Tensor, "*batch 3"]:
-    """The features that `Fix.trust` is made of, by `trust_of` and `TRUST`: evidence per pair,
+    """What `Fix.trust` is made of, by `trust_terms`, `trust_of` and `TRUST`: evidence per pair,
     log(1 + (spread / 8 cm)^2) for errors of 20 µs, and 1 on the bounds, else 0.
 
     Raises what `multilaterate` raises, and `ValueError` for another number of positions."""

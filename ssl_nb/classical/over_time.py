@@ -9,27 +9,31 @@ __all__ = ['STEP_DEG', 'AMBIGUOUS', 'canonical', 'directions_of', 'SrpPhat', 'Mu
 
 # %% ../../nbs/02_classical/06_over_time.ipynb #7d2c5e56
 import math, warnings
+from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from ..acoustics.geometry import max_pair_tdoas
-from ..arguments import door, number
+from ..arguments import as_finite, as_points, count, door, number
 from .gcc_phat import delays_from_gcc, gcc_phat, peak_heights
 from .global_search import highest_points
 from .multilateration import multilaterate
 from .steered_power import Grid, SteeredPower, locate, music
 from .steered_power import sphere_grid
 from .tracking import gated_track
-from ..workshop.localizers import Estimate, Needs, as_estimate, check_call, cut
+from ..workshop.localizers import Estimate, Needs, as_array, as_estimate, check_call, cut
 from ..workshop.localizers import spans, speech_activity
 
 # %% ../../nbs/02_classical/06_over_time.ipynb #14de0651
 STEP_DEG = 4.0  # between neighbours of the grid of directions
 
+@door(directions=partial(as_points, axes=(3,), finite=False), dimensions=count(0, 3),
+      axes=as_finite)
 def canonical(directions: Float[Tensor, "*batch 3"], dimensions: int,
               axes: Float[Tensor, "3 3"],  # both from `spans`
               ) -> Float[Tensor, "*batch 3"]:
     "The one direction that stands for all that sound alike to an array."
+    if axes.shape != (3, 3): raise ValueError(f"axes: shape {tuple(axes.shape)}, must be (3, 3)")
     if dimensions == 3: return directions
     axes = axes.to(directions)
     if dimensions == 2:
@@ -50,10 +54,13 @@ def _beside(line: Float[Tensor, "3"]) -> Float[Tensor, "3"]:
 
 
 # %% ../../nbs/02_classical/06_over_time.ipynb #d5efcfd7
-AMBIGUOUS = {1: "stand on a line: all directions on a cone around it sound alike, and the "
-                "horizontal one is given", 2: "stand in a plane: a direction and its mirror image "
-                                              "sound alike, and the one on the upper side is given"}
+AMBIGUOUS = {
+    1: "stand on a line: all directions on a cone around it sound alike, and the horizontal one is "
+       "given",
+    2: "stand in a plane: a direction and its mirror image sound alike, and the one on the upper "
+       "side is given; near the plane the elevation is a rough one"}
 
+@door(mics=as_array)
 def directions_of(mics: Float[Tensor, "mics 3"]
                   ) -> tuple[Grid, int, Tensor]:  # grid, dimensions, axes
     "Directions that an array can tell apart. Warns where it hears several alike."
@@ -201,8 +208,8 @@ def _one_track(points, interval, sigma, acceleration, most):
     return rows, last + 1, refused <= accepted
 
 # %% ../../nbs/02_classical/06_over_time.ipynb #2394602d
-@door(estimate=as_estimate, bridge=number("s", least=0), least_trust=number(least=0, most=1),
-      sigma=number(above=0), acceleration=number(above=0))
+@door(estimate=as_estimate, bridge=number("s", least=0, most=86400),
+      least_trust=number(least=0, most=1), sigma=number(above=0), acceleration=number(above=0))
 def follow(estimate: Estimate,  # of one talker
            bridge: float = 0.5,  # gaps up to so long are filled, s
            least_trust: float = 0.5,  # answers with less are left out; those without any stay

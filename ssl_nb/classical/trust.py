@@ -19,6 +19,10 @@ from ..arguments import (as_finite, as_mask, as_numbers, as_seed, as_tensor, cou
                               number)
 
 # %% ../../nbs/02_classical/08_trust.ipynb #5af456dd
+def _as_voices(value, name, like=None):
+    if callable(getattr(value, "talk", None)): return value
+    raise ValueError(f"{name}: {type(value).__name__}, must be voices, from `speech`")
+
 KINDS = ("wall", "adhoc", "adhoc", "cluster", "plane")
 
 class Trial(NamedTuple):
@@ -27,7 +31,7 @@ class Trial(NamedTuple):
     scene: Scene
 
 # %% ../../nbs/02_classical/08_trust.ipynb #f7e28bfd
-@door(seed=as_seed, index=count(0))
+@door(voices=_as_voices, seed=as_seed, index=count(0))
 def trial(voices, seed: int, index: int) -> Trial:  # voices: from `speech`
     """A talker in a room of 3 x 3 x 2.4 to 10 x 8 x 4 m, T60 0.2 to 0.9 s, SNR 5 to 30 dB, 0.25 to
     1 s of speech, 4 to 12 microphones: on the walls (6), anywhere, in a cube of 0.3 to 1.5 m, or

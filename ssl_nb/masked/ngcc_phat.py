@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 from ..acoustics.geometry import check_pairs, max_pair_tdoas, tdoas
-from ..arguments import as_audio, as_finite, as_pairs, as_path, as_rate, choice, count, door
-from ..arguments import match_channels, number
+from ..arguments import as_audio, as_finite, as_pairs, as_path, as_rate, as_signal, choice
+from ..arguments import count, door, match_channels, number
 from ..classical.correlations import bin_weights, lags_by_transform
 from ..classical.multilateration import multilaterate, position_bound
 from ..settings import load_settings
@@ -30,6 +30,7 @@ from ..workshop.localizers import Estimate, Needs, check_call, cut, speech_activ
 from ..workshop.scene_bank import SceneBank
 
 # %% ../../nbs/06_masked/01_ngcc_phat.ipynb #a8b89a70
+@door(low=as_finite, width=as_finite, taps=count(1), fs=as_rate)
 def sinc_bank(low: Float[Tensor, "filters"], width: Float[Tensor, "filters"],  # learned numbers, Hz
               taps: int, fs: float) -> Float[Tensor, "filters taps"]:
     "Band-pass filters, symmetric about their middle tap, which is 1: equation (1)."
@@ -45,11 +46,15 @@ def sinc_bank(low: Float[Tensor, "filters"], width: Float[Tensor, "filters"],  #
     return torch.cat([left, torch.ones_like(left[:, :1]), left.flip(-1)], -1)
 
 # %% ../../nbs/06_masked/01_ngcc_phat.ipynb #a86960a3
+@door(audio=as_signal, filters=as_finite)
 def circular_filter(audio: Float[Tensor, "*batch time"],
                     filters: Float[Tensor, "filters taps"],  # an odd number of taps
                     ) -> Float[Tensor, "*batch filters time"]:
     """Every filter over every recording, wrapped around its ends, by the Fourier transform:
     equation (2). Raises `ValueError` for a recording shorter than a filter."""
+    if filters.ndim != 2 or not filters.shape[-1] % 2:
+        raise ValueError(f"filters: shape {tuple(filters.shape)}, must be (filters, taps) with an "
+                         f"odd number of taps")
     time, taps = audio.shape[-1], filters.shape[-1]
     if time < taps:
         raise ValueError(f"audio: has {time} samples, a filter of {taps} taps needs at least "
@@ -396,9 +401,13 @@ class NgccPhat(_PairScores):
 # %% ../../nbs/06_masked/01_ngcc_phat.ipynb #9f0cd573
 BETAS = 11  # exponents 0, 0.1, ..., 1
 
+@door(audio=partial(as_audio, channels=2), max_lag=count(1))
 def beta_image(audio: Float[Tensor, "batch 2 time"], max_lag: int,  # samples
                ) -> Float[Tensor, "batch 1 betas lags"]:
     "Correlations whitened by the exponents 0 to 1, equation (6), as an image."
+    if audio.ndim != 3 or audio.shape[1] != 2 or max_lag >= audio.shape[-1]:
+        raise ValueError(f"audio: shape {tuple(audio.shape)}, must be (batch, 2, time) with more "
+                         f"samples than max_lag={max_lag}")
     n = 2 * audio.shape[-1]
     x, y = torch.fft.rfft(audio, n).unbind(-2)
     cross = x * y.conj()
@@ -471,9 +480,9 @@ def decode_lags(scores: Float[Tensor, "*batch lags"],  # of a classifier
                 how: str = "refined") -> Lag:
     """Delay and spread from scores: the most probable lag, the mean of the lags around it, or the
     median, equation (8)."""
-    if scores.shape[-1] % 2 == 0:
-        raise ValueError(f"scores: {scores.shape[-1]} lags, must be an odd number, centred on lag "
-                         f"0")
+    if scores.ndim < 1 or scores.shape[-1] % 2 == 0:
+        raise ValueError(f"scores: shape {tuple(scores.shape)}, must end in an odd number of lags, "
+                         f"centred on lag 0")
     half = scores.shape[-1] // 2
     lags = torch.arange(-half, half + 1, device=scores.device, dtype=scores.dtype)
     p = scores.softmax(-1)
@@ -575,6 +584,7 @@ def load_published(path: str | Path,  # .safetensors, or the published .pth
     return net.eval()
 
 # %% ../../nbs/06_masked/01_ngcc_phat.ipynb #ea8d5191
+@door(audio=as_audio)
 def unit_level(audio: Float[Tensor, "*batch mics time"]) -> Float[Tensor, "*batch mics time"]:
     "Windows of RMS 1 over all microphones; silence stays silence."
     return audio / (audio.square().mean((-2, -1), keepdim=True) + 1e-12).sqrt()

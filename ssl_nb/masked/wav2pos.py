@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from ..acoustics.geometry import SPEED_OF_SOUND, mic_pairs, wall_array
 from ..acoustics.rooms import Room, rirs
-from ..arguments import as_audio, as_path, as_positions, as_room_size, as_seed
+from ..arguments import as_audio, as_finite, as_path, as_positions, as_room_size, as_seed
 from ..arguments import as_signal, choice, count, door, match_channels, number, span
 from ..classical.gcc_phat import gcc_phat
 from .ngcc_phat import NgccPhat
@@ -38,11 +38,17 @@ from ..workshop.speech import speech
 from ..workshop.training import Cosine
 
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #af549679
+def _as_microphones(value, name, like=None):
+    "Numbers of microphones, from 0."
+    if isinstance(value, (list, tuple, range)): return [count(0)(k, name) for k in value]
+    raise ValueError(f"{name}={value!r}: must be numbers of microphones from 0, such as [0, 3]")
+
 class Known(NamedTuple):
     "What the net is given of each slot: slot 0 is the talker, the others are the microphones."
     placed: Bool[Tensor, "*batch slots"]  # its position
     heard: Bool[Tensor, "*batch slots"]  # its sound
 
+@door(n_mics=count(1, 10**6), unplaced=_as_microphones, silent=_as_microphones)
 def known(n_mics: int = 6, emitted: bool = False,  # is it known what the talker said, and when?
           unplaced: Sequence[int] = (),  # microphones (from 0) whose positions are missing
           silent: Sequence[int] = (),  # microphones whose sound is missing
@@ -73,6 +79,7 @@ def check_known(given: Known, slots: int) -> Known:
     return given
 
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #8c0b4e91
+@door(audio=as_signal)
 def standardized(audio: Float[Tensor, "*batch time"]) -> Float[Tensor, "*batch time"]:
     "Every channel with mean 0 and deviation 1, equation (1); silence stays silence."
     centred = audio - audio.mean(-1, keepdim=True)
@@ -549,6 +556,7 @@ def colored_noise(shape: tuple[int, ...],  # (..., time)
     colored = torch.fft.irfft(spectrum * (-tilt[..., None] * curve).exp(), shape[-1])
     return colored / colored.square().mean(-1, keepdim=True).sqrt()
 
+@door(audio=as_signal, snr_db=span("dB"))
 def with_noise(audio: Float[Tensor, "*batch time"], snr_db: tuple[float, float] = (0.0, 30.0),
                ) -> Float[Tensor, "*batch time"]:
     "Every channel with noise of its own colour and SNR, drawn by torch's global generator."
@@ -704,6 +712,11 @@ def talker_error(net: Wav2pos, batch: dict) -> Float[Tensor, ""]:
     audio, places = batch["audio"][:, :7, :net.window].float(), batch["places"][:, :7]
     return (net(audio, places, known()).places[:, 0] - places[:, 0]).norm(dim=-1).mean()
 
+# %% ../../nbs/06_masked/02_wav2pos.ipynb #ccb2cb8c
+def _as_net(value, name, like=None):
+    if isinstance(value, Wav2pos): return value
+    raise ValueError(f"{name}: {type(value).__name__}, must be a Wav2pos")
+
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #0fb9c5f6
 class Found(NamedTuple):
     "What the net says of a recording."
@@ -711,8 +724,9 @@ class Found(NamedTuple):
     mics: Float[Tensor, "*batch mics 3"]  # m: the given ones where they were given
     audio: Float[Tensor, "*batch slots time"]  # standardized, without noise; slot 0 is the talker
 
-@door(audio=partial(as_audio, channels=2), mics=partial(as_positions, axes=(3,), least=2),
-      emitted=as_signal)
+@door(net=_as_net, audio=partial(as_audio, channels=2),
+      mics=partial(as_positions, axes=(3,), least=2), emitted=as_signal,
+      unplaced=_as_microphones, silent=_as_microphones)
 def fill_in(net: Wav2pos, audio: Float[Tensor, "*batch mics time"],
             mics: Float[Tensor, "*#batch mics 3"],  # m
             emitted: Float[Tensor, "*batch time"] | None = None,  # what the talker said, same clock
@@ -786,9 +800,15 @@ def talker_tokens(net: Wav2pos, audio: Float[Tensor, "batch slots time"],
     return [seen[0][0], *(after for _, after in seen[:-1]), seen[-1]]
 
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #3f7b6c04
+@door(tokens=as_finite, targets=as_finite, new=as_finite, ridge=number(least=0))
 def linear_probe(tokens: Float[Tensor, "n width"], targets: Float[Tensor, "n dim"],
                  new: Float[Tensor, "m width"], ridge: float = 1e-2) -> Float[Tensor, "m dim"]:
     "Targets of new tokens by the linear map that fits the old ones best, equation (12)."
+    if tokens.ndim != 2 or targets.ndim != 2 or not 0 < len(tokens) == len(targets):
+        raise ValueError(f"targets: shape {tuple(targets.shape)}, must be (n, dim) for tokens of "
+                         f"shape (n, width), here {tuple(tokens.shape)}")
+    if new.ndim != 2 or new.shape[-1] != tokens.shape[-1]:
+        raise ValueError(f"new: shape {tuple(new.shape)}, must be (m, {tokens.shape[-1]})")
     centre, spread = tokens.mean(0), tokens.std(0).clamp(min=1e-6)
     x, z = ((t - centre) / spread for t in (tokens, new))
     solved = torch.linalg.solve(x.T @ x + ridge * len(x) * torch.eye(x.shape[1]),

@@ -292,7 +292,8 @@ def _locate(file, array, method, room, sources, hop, channels, track, trust, out
         typer.secho(line, fg="yellow", err=True)
     table = estimate_table(estimate)
     heard, doubtful = stated(table, trust), len(stated(table, 0)) - len(stated(table, trust))
-    typer.echo(heard.head(40).to_string(index=False) if len(heard) else "nobody talks" if
+    shown = heard.head(40).dropna(axis=1, how="all")  # without a spread where there is none
+    typer.echo(shown.to_string(index=False, na_rep="") if len(heard) else "nobody talks" if
                not doubtful else f"no answer has a trust of {trust:g} or more")
     if len(heard) > 40: typer.echo(f"... {len(heard) - 40} more rows in table.csv")
     if doubtful:
@@ -324,6 +325,7 @@ def locate(file: _SOUND, array: _ARRAY, method: _METHOD = "srp_phat", room: _ROO
            track: _TRACK = False, trust: _TRUST = 0.5, out: _OUT = None) -> None:
     "Locate the talkers of a recording over time."
     try: _locate(file, array, method, room, sources, hop, channels, track, trust, out)
+    except BrokenPipeError: raise  # `| head` has seen enough: typer ends without a word
     except (ValueError, OSError) as e: raise refuse(e)
 
 # %% ../../nbs/10_workbench/06_command_line.ipynb #1f84bbb4

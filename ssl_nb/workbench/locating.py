@@ -34,9 +34,11 @@ def _channels(path, array: Array, chosen):
     if bad: raise ValueError(f"channels={bad[0]}: {path.name} has channels 1 to {facts.channels}")
     if len(set(wanted)) < len(wanted): raise ValueError(f"channels={wanted}: one is named twice")
     if len(wanted) != len(array.positions):
-        raise ValueError(f"path={str(path)!r}: {len(wanted)} channels, the array {array.name!r} "
-                         f"has "
-                         f"{len(array.positions)} microphones; name the right ones by `channels`")
+        needed, got = len(array.positions), len(wanted)
+        hint = ("; name the right ones by `channels`" if facts.channels >= needed
+                else "; each microphone needs a channel of its own")
+        raise ValueError(f"path={str(path)!r}: {got} channel{'s' * (got > 1)}, the array "
+                         f"{array.name!r} has {needed} microphones{hint}")
     if not facts.frames: raise ValueError(f"path={str(path)!r}: holds no samples")
     if facts.frames <= len(wanted):
         raise ValueError(f"path={str(path)!r}: holds {facts.frames} samples, too few to locate")
@@ -83,6 +85,7 @@ class _Health:
         "Warn of channels that are silent or alike, and of samples at full scale."
         words = [f"channel {n} is silent throughout"
                  for n, most in zip(self.numbers, self.loudest.tolist()) if most == 0]
+        if len(words) == len(self.numbers): words = ["all channels are silent throughout"]
         words += [f"channels {a} and {b} hold the same samples" for a, b, same, most in zip(
             self.numbers, self.numbers[1:], self.same.tolist(), self.loudest.tolist())
             if same and most > 0]
@@ -138,7 +141,8 @@ def locate_file(
     pieces = _blocks(path, columns, size, overlap)
     if progress:
         from tqdm import tqdm
-        pieces = tqdm(pieces, total=math.ceil(facts.frames / size), unit="block", leave=False)
+        pieces = tqdm(pieces, total=math.ceil(facts.frames / size), unit="block", leave=False,
+                      disable=None if facts.frames > size else True)  # None: on terminals only
     found, health = [], _Health(path, columns)
     for audio, start in pieces:
         health.see(audio, start, facts.samplerate)
@@ -150,6 +154,18 @@ def locate_file(
 
 
 # %% ../../nbs/10_workbench/08_locating.ipynb #4ef59fbc
+def _as_table(value, name, like=None):
+    "A table as `estimate_table` makes it."
+    if not isinstance(value, pd.DataFrame):
+        raise ValueError(f"{name}: {type(value).__name__}, must be a table of `estimate_table`")
+    for column in ("time_s", "talker", "trust"):
+        if column not in value:
+            raise ValueError(f"{name}: has no column {column!r}, must be of `estimate_table`")
+        if not pd.api.types.is_numeric_dtype(value[column]):
+            raise ValueError(f"{name}: column {column!r} holds {value[column].dtype}, must be "
+                             f"numbers")
+    return value
+
 @door(estimate=as_estimate)
 def estimate_table(estimate: Estimate) -> pd.DataFrame:
     """One row per frame and talker: time, azimuth and elevation or x, y and z, spread, activity,
@@ -168,13 +184,14 @@ def estimate_table(estimate: Estimate) -> pd.DataFrame:
     table = pd.DataFrame({name: values.double().numpy() for name, values in columns.items()})
     return table.round(3).astype({"talker": int})
 
-@door(least_trust=number(least=0, most=1))
+@door(table=_as_table, least_trust=number(least=0, most=1))
 def stated(table: pd.DataFrame,  # from `estimate_table`
            least_trust: float = 0.5) -> pd.DataFrame:
     "The rows that hold an answer whose trust, where there is one, is at least so much."
     return table[table.iloc[:, 2].notna() & ~(table.trust < least_trust)]
 
 # %% ../../nbs/10_workbench/08_locating.ipynb #fec1162d
+@door(estimate=as_estimate, least_trust=number(least=0, most=1))
 def estimate_figure(estimate: Estimate, title: str = "", least_trust: float = 0.5):
     "Azimuth and elevation, or x, y and z, over time; grey dots where the trust is low."
     from ssl_nb.plots import CYCLE, new_figure
@@ -210,13 +227,15 @@ def _write_sound(path, target):
             target, "w", file.samplerate, 1, format="OGG", subtype="VORBIS") as out:
         for block in file.blocks(2**16, dtype="float32", always_2d=True): out.write(block[:, 0])
 
+@door(estimate=as_estimate, path=as_path, folder=as_path,
+      least_trust=number(least=0, most=1))
 def save_estimate(estimate: Estimate, path: str | Path,  # the sound file
                   folder: str | Path,  # made if it is not there
                   words: str = "",  # for the page
                   least_trust: float = 0.5,  # of the rows that the page shows
                   ) -> list[Path]:  # the files: table, picture, sound, page
     "Write `table.csv`, `picture.png`, `sound.ogg` and `index.html`, which needs no network."
-    path, folder = Path(path), Path(folder)
+    if not path.is_file(): raise FileNotFoundError(f"path={str(path)!r}: no such file")
     folder.mkdir(parents=True, exist_ok=True)
     table, title = estimate_table(estimate), html.escape(path.name)
     table.to_csv(folder / "table.csv", index=False)
@@ -227,7 +246,7 @@ def save_estimate(estimate: Estimate, path: str | Path,  # the sound file
     rows = heard.head(200).to_html(index=False, border=0, na_rep="")
     more = f"<p>{len(heard) - 200} more rows in table.csv</p>" if len(heard) > 200 else ""
     (folder / "index.html").write_text(_PAGE.format(
-        title=title, words=html.escape(words), alt=alt, table=rows + more), encoding="utf-8")
+        title=title, words=html.escape(str(words)), alt=alt, table=rows + more), encoding="utf-8")
     return [folder / name for name in ("table.csv", "picture.png", "sound.ogg", "index.html")]
 
 # %% ../../nbs/10_workbench/08_locating.ipynb #e8203f49

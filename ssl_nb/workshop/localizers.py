@@ -6,7 +6,7 @@ Docs: https://ssl-nb.github.io/ssl_nb/03_workshop/localizers.html.md"""
 
 # %% auto #0
 __all__ = ['GROUP', 'HOP', 'THRESHOLD_DB', 'Estimate', 'as_estimate', 'Needs', 'Localizer', 'localizers', 'localizer', 'Array',
-           'known_arrays', 'read_array', 'spans', 'check_room', 'Call', 'check_call', 'frame_length', 'cut',
+           'known_arrays', 'read_array', 'as_array', 'spans', 'check_room', 'Call', 'check_call', 'frame_length', 'cut',
            'speech_activity']
 
 # %% ../../nbs/03_workshop/09_localizers.ipynb #97e66c12
@@ -76,7 +76,7 @@ def localizer(name: str,  # see `localizers`
     name = str(name)
     found = [entry for entry in entry_points(group=GROUP) if entry.name == name]
     if not found:
-        raise ValueError(f"method={name!r}: must be one of {', '.join(localizers())}"
+        raise ValueError(f"method={name!r}: the name must be one of {', '.join(localizers())}"
                          f"{nearest(name, localizers())}")
     try: made = found[0].load()
     except (ImportError, AttributeError) as e:
@@ -129,8 +129,15 @@ def read_array(array: str | Path  # a name of `known_arrays`, or a file that end
     return Array(str(held.get("name", path.stem)), positions, rate, str(held.get("source", "")),
                  str(held.get("note", "")))
 
+# %% ../../nbs/03_workshop/09_localizers.ipynb #f65aae93
+def as_array(value, name: str, like=None) -> Float[Tensor, "mics 3"]:
+    "The positions of one array, for the door."
+    mics = as_positions(value, name, like, axes=(3,))
+    if mics.ndim == 2: return mics
+    raise ValueError(f"{name}: shape {tuple(mics.shape)}, must be those of one array, (mics, 3)")
+
 # %% ../../nbs/03_workshop/09_localizers.ipynb #080ef225
-@door(mics=partial(as_positions, axes=(3,)), share=number(least=0, below=1))
+@door(mics=as_array, share=number(least=0, below=1))
 def spans(
         mics: Float[Tensor, "mics 3"],  # m
         share: float = 0.02,  # what counts as flat, relative to the largest extent
@@ -141,6 +148,7 @@ def spans(
     return int((extent > share * extent[0].clamp(min=1e-12)).sum()), axes
 
 # %% ../../nbs/03_workshop/09_localizers.ipynb #8516420b
+@door(mics=as_array, room=as_room_size)
 def check_room(mics: Float[Tensor, "mics 3"], room: Float[Tensor, "3"]) -> None:  # m
     "Raise `ValueError` unless the microphones are in the room, to a centimetre."
     outside = ((mics.cpu() < -0.01) | (mics.cpu() > room + 0.01)).any(-1).nonzero()[:, 0]
@@ -149,7 +157,7 @@ def check_room(mics: Float[Tensor, "mics 3"], room: Float[Tensor, "3"]) -> None:
     raise ValueError(f"room=({sides}) m: microphone {int(outside[0]) + 1} at ({place}) m is "
                      f"outside; positions must count from a corner of the room")
 
-# %% ../../nbs/03_workshop/09_localizers.ipynb #ac1df51b
+# %% ../../nbs/03_workshop/09_localizers.ipynb #15e6e637
 class Call(NamedTuple):
     "The arguments of a call, checked."
     audio: Float[Tensor, "mics time"]
@@ -159,9 +167,14 @@ class Call(NamedTuple):
     sources: int
     hop: float  # s
 
+# %% ../../nbs/03_workshop/09_localizers.ipynb #ac1df51b
 HOP = 0.1  # from one frame to the next where nobody says otherwise, s
 
-@door(audio=as_audio, mics=partial(as_positions, axes=(3,)), fs=as_rate, room=as_room_size,
+def _as_method(value, name, like=None):
+    if isinstance(getattr(value, "needs", None), Needs): return value
+    raise ValueError(f"{name}: {type(value).__name__}, must be a Localizer with a name and needs")
+
+@door(method=_as_method, audio=as_audio, mics=as_array, fs=as_rate, room=as_room_size,
       sources=count(), hop=number("s", least=0.001, most=86400))
 def check_call(method: Localizer, audio: Float[Tensor, "*batch channels time"],
                mics: Float[Tensor, "mics 3"], fs: float, room: Float[Tensor, "3"] | None = None,
@@ -184,10 +197,14 @@ def check_call(method: Localizer, audio: Float[Tensor, "*batch channels time"],
         raise ValueError(f"fs={fs} Hz: {own} takes {needs.rate} Hz only")
     if torch.pdist(mics).max() == 0: raise ValueError("mics: all stand at the same place")
     if room is not None and needs.room != "unused": check_room(mics, room)
-    return Call(audio, mics, fs, room, sources, HOP if hop is None else hop)
+    hop = HOP if hop is None else hop
+    if not 1 <= hop * fs < 2**31:
+        raise ValueError(f"fs={fs:g} Hz: {hop * fs:.3g} samples from one frame to the next, "
+                         f"hop={hop:g} s, must be from 1 to {2**31 - 1}")
+    return Call(audio, mics, fs, room, sources, hop)
 
 # %% ../../nbs/03_workshop/09_localizers.ipynb #07b34658
-@door(mics=partial(as_positions, axes=(3,)), fs=as_rate, hop=number("s", above=0))
+@door(mics=as_array, fs=as_rate, hop=number("s", above=0))
 def frame_length(mics: Float[Tensor, "mics 3"], fs: float, hop: float  # m; Hz; s
                  ) -> int:  # samples
     "The larger of 0.2 s, twice the hop and ten times the largest delay of the array."
@@ -203,6 +220,7 @@ def cut(call: Call) -> tuple[Float[Tensor, "frames mics samples"], Float[Tensor,
 # %% ../../nbs/03_workshop/09_localizers.ipynb #6270f779
 THRESHOLD_DB = 4.0  # above the floor: where activity is one half
 
+@door(pieces=as_audio, fs=as_rate, hop=number("s", above=0))
 def speech_activity(pieces: Float[Tensor, "frames mics samples"],  # from `cut`
                     fs: float, hop: float,  # Hz; s
                     ) -> Float[Tensor, "frames"]:  # 0 to 1
