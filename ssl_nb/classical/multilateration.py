@@ -202,13 +202,18 @@ def _apply(matrix, vectors):
     return (matrix @ vectors.unsqueeze(-1)).squeeze(-1)
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #b0f4c032
+def _squares(case, far):
+    "What distances `far` leave of the arrival times, weighted squares."
+    rest = case.arrivals - far
+    return (rest * _apply(case.information, rest)).sum(-1)
+
+# %% ../../nbs/02_classical/02_multilateration.ipynb #0152fc0f
 def _linear(case, far):
     """The weights of the present residuals: D' W e and D' W D, and the weighted squares at other
     distances."""
     if case.scale is None:
-        quadratic = lambda far: ((case.arrivals - far)
-                                 * _apply(case.information, case.arrivals - far)).sum(-1)
-        return _apply(case.information, case.arrivals - far), case.information, quadratic
+        return (_apply(case.information, case.arrivals - far), case.information,
+                partial(_squares, case))
     error = case.delays - far @ case.d.T
     w = case.weights / (1 + (error / case.scale) ** 2)
     quadratic = lambda far: (w * (case.delays - far @ case.d.T).square()).sum(-1)
@@ -329,12 +334,14 @@ class _Array(NamedTuple):
     ignored: Tensor  # evidence that makes up for the ignored ones, (*cases)
     fixed: Tensor  # how many coordinates are fixed, (*cases)
     all_free: bool  # none is, in any case
+    squares: Tensor  # of the lengths of the baselines, (*cases, mics - 1), m^2
+    closed: bool  # is there a closed form, in any case
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #de9a931d
 def _start(array, arrivals, mics):
     "Equation (1) for rows of arrivals (c times the times), m."
     g = arrivals[..., 1:] - arrivals[..., :1]
-    right = (array.baselines.square().sum(-1) - g.square()) / 2
+    right = (array.squares - g.square()) / 2
     rest = _apply(array.rest, g)
     first = (rest * right).sum(-1, keepdim=True) / (rest * g).sum(-1, keepdim=True)
     right = (right - first * g).unsqueeze(-1)
@@ -373,12 +380,14 @@ def _array(mics, pairs, weights, low, high):
     return _Array(pairs, weights, low, high, limits, d, information, to_arrivals, baselines,
                   inverse, rest, thin, free, spare, used.where(used > unknown, torch.nan), volume,
                   (weights / weights.sum(-1, keepdim=True)).sqrt(), counts,
-                  math.log(2) * (1 - counts).sum(-1), (1 - free).sum(-1), bool(free.all()))
+                  math.log(2) * (1 - counts).sum(-1), (1 - free).sum(-1), bool(free.all()),
+                  baselines.square().sum(-1), bool((thin > 0).any()))
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #af33f560
 _HONEST = 2e-5  # error of an honest delay, s
 WITHIN = 0.3  # error that `Fix.trust` speaks of, m
 TRUST = Calibration((2.982, -0.739, -9.524), 0.438)  # fitted in 08_trust
+_TRUST_WEIGHTS = torch.tensor(TRUST.weights, dtype=torch.float64)
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #9886a815
 def _look(case, position):
@@ -426,7 +435,7 @@ def _features(array, ratio, values, trace, on_bounds):
 def _left_over(array, case, error, far):
     """Information K with the robust weights, the squares of what is left at the microphones, m^2,
     and the delays to spare."""
-    if case.scale is None: return case.information, _linear(case, far)[2](far), array.spare
+    if case.scale is None: return case.information, _squares(case, far), array.spare
     weights = case.weights / (1 + (error / case.scale) ** 2)
     ones = torch.ones_like(case.d[0])
     eye = torch.diag(ones)
@@ -648,17 +657,19 @@ def _is_sure(array, case, position, moved, error):
 # %% ../../nbs/02_classical/02_multilateration.ipynb #121a2a23
 @torch.no_grad()
 def _solve(array, case):
-    """Positions of all cases, the lengths of their last steps, and what `_look` says of the
-    positions where it has been asked."""
-    start = ((case.low + case.high) / 2).expand(len(case.delays), -1)
-    position, moved, sure = start.clone(), start.new_zeros(len(start)), start[:, 0] > torch.inf
-    if (array.thin > 0).any():
+    """Positions of all cases, the lengths of their last steps, and what `_look` says of them if
+    all are sure, and so inside the bounds."""
+    closed = None
+    if array.closed:
         closed = _start(array, case.arrivals, case.mics)
         position, moved = _polish(case, closed)
         looked = _look(case, position)
         sure = _is_sure(array, case, position, moved, looked[0])
         if sure.all(): return position, moved, looked
-        start = closed.where(torch.isfinite(closed), start).clamp(case.low, case.high)
+    start = ((case.low + case.high) / 2).expand(len(case.delays), -1)
+    if closed is None:
+        position, moved, sure = start.clone(), start.new_zeros(len(start)), start[:, 0] > torch.inf
+    else: start = closed.where(torch.isfinite(closed), start).clamp(case.low, case.high)
     at_once = max(1, 2**22 // (250 * (case.d.shape[0] + 3 * case.d.shape[1])))
     for rows in (~sure).nonzero()[:, 0].split(at_once):
         position[rows], moved[rows] = _search(case.at(rows), start[rows])
@@ -672,9 +683,10 @@ def _on_bounds(array, case, position):
 # %% ../../nbs/02_classical/02_multilateration.ipynb #810e0519
 def _fix(array, case, position, moved, looked, batch, kind, c):
     "All that is said about the answers."
-    on_bounds = _on_bounds(array, case, position)
+    on_bounds = moved > torch.inf if looked else _on_bounds(array, case, position)
+    looked = looked or _look(case, position)
     features, spread = _said(array, case, looked, on_bounds, c)
-    trust = torch.sigmoid(features @ features.new_tensor(TRUST.weights) + TRUST.bias)
+    trust = torch.sigmoid(features @ _TRUST_WEIGHTS.to(features) + TRUST.bias)
     said = torch.stack([_residual(array, looked[0]) / c, spread, trust])
     residual, spread, trust = said.to(kind).reshape(3, *batch).unbind()
     return Fix(position.reshape(*batch, -1).to(kind), residual, (moved < 1e-4).reshape(batch),
@@ -739,8 +751,7 @@ def multilaterate(
     if array is None: return _no_fix(batch, mics, delays.dtype)
     position, moved, looked = _solve(array, case)
     if graph: position, looked = _with_gradient(case, position), None
-    return _fix(array, case, position, moved, looked or _look(case, position), batch, delays.dtype,
-                c)
+    return _fix(array, case, position, moved, looked, batch, delays.dtype, c)
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #83b2699e
 def _ellipse(center, cov, points=60):
