@@ -82,6 +82,7 @@ def _furnish(spec: SceneSpec, number: int, places: int, seed: int) -> dict:
     g = scene_generator(seed, number)
     room, mics, real, sources = _draw_places(spec, places, g)
     return {"room": room, "mics": mics, "real": real, "sources": sources,
+            "size": torch.tensor(room.size), "t60": torch.tensor(room.t60),
             "rirs": rirs(room, sources, real, spec.fs, spec.method, generator=g)}
 
 # %% ../../nbs/03_workshop/04_scene_bank.ipynb #9803442f
@@ -91,6 +92,8 @@ def _draw_words(tracks: _Tracks, kind: str, n_sources: int, samples: int, before
     speech)."""
     order = torch.randperm(len(tracks.names), generator=g).tolist()
     voices = (order * -(-n_sources // len(order)))[:n_sources]
+    if kind == "stretch" and n_sources == 1:
+        return tracks.crop(voices[0], before + samples, g)[None], torch.full((1,), -1)
     if kind == "stretch":
         return (torch.stack([tracks.crop(v, before + samples, g) for v in voices]),
                 torch.full((n_sources,), -1))
@@ -137,8 +140,10 @@ def _convolve(words: list[Tensor], responses: list[Tensor], samples: int,
               n: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Words (sources, time) of scenes through spectra of responses, by transforms of n samples: for
     each scene the last samples at all microphones, and of each source at the first."""
-    padded = words[0].new_zeros(len(words), len(words[0]), n)
-    for row, w in zip(padded, words): row[:, max(n - w.shape[-1], 0):] = w[:, -n:]
+    padded = words[0].new_empty(len(words), len(words[0]), n)
+    before = max(n - words[0].shape[-1], 0)  # what the words lack at the beginning
+    padded[..., :before] = 0
+    for row, w in zip(padded, words): row[:, before:] = w[:, -n:]
     said, (sources, mics, bins) = torch.fft.rfft(padded), responses[0].shape
     alone = sources if sources > 1 else 0  # rows for each source by itself
     buffer = said.new_empty(TOGETHER, mics + alone, bins)
@@ -165,12 +170,12 @@ def _visit(bank, indices: list[int], gs: list[torch.Generator],
     for (x, image), r, k, words, g in zip(heard, rooms, places, digits, gs):
         snr_db = draw_uniform(spec.snr_db, g) if spec.noise != "none" else math.inf
         yield {"audio": _noisy(bank, r, x, snr_db, g), "images": image, "mics": r["mics"],
-               "sources": r["sources"][k], "words": words, "size": torch.tensor(r["room"].size),
-               "t60": torch.tensor(r["room"].t60), "snr_db": torch.tensor(snr_db)}
+               "sources": r["sources"][k], "words": words, "size": r["size"], "t60": r["t60"],
+               "snr_db": torch.tensor(snr_db)}
 
 # %% ../../nbs/03_workshop/04_scene_bank.ipynb #f110810d
 SPECTRA_KEPT = 2**30  # bytes
-TOGETHER = 2  # scenes
+TOGETHER = 4  # scenes
 
 # %% ../../nbs/03_workshop/04_scene_bank.ipynb #3d97a9d9
 class SceneBank(torch.utils.data.Dataset):
