@@ -1,5 +1,5 @@
 """Rows of the bench: scenes, simulated, read and drawn, beside a training step that takes them."""
-import resource, shutil, tempfile, time
+import resource, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import torch
@@ -108,6 +108,17 @@ def processor_seconds():
 WRITTEN = (32, 352)  # scenes
 
 
+def cores_free(seconds=3.0):
+    "How much faster two processes burn than one, beside whatever else the machine does: 1 to 2."
+    burn = (f"import time\nend = time.process_time() + {seconds}\n"
+            "while time.process_time() < end: pass")
+    def clock(count):
+        begin = time.perf_counter()
+        for p in [subprocess.Popen([sys.executable, "-c", burn]) for _ in range(count)]: p.wait()
+        return time.perf_counter() - begin
+    return 2 * clock(1) / clock(2)
+
+
 @report("writing", "a store of type Ad-1 written by 0, 1 and 2 workers, milliseconds a scene "
                    "beyond what starting them takes")
 def _():
@@ -122,7 +133,8 @@ def _():
             shutil.rmtree(folder / f"{workers}-{count}")
         clock, processor = ((b - a) / (WRITTEN[1] - WRITTEN[0]) * 1e3 for a, b in zip(*spent))
         rows.append({"workers": workers, "clock_ms": clock, "processor_ms": processor,
-                     "start_s": spent[0][0] - clock * WRITTEN[0] / 1e3})
+                     "start_s": spent[0][0] - clock * WRITTEN[0] / 1e3,
+                     "cores_free": cores_free()})
     return rows
 
 

@@ -136,7 +136,7 @@ def _noisy(bank, room: dict, x: Tensor, snr_db: float, g: torch.Generator) -> Te
     return disturb(bank.spec, room["room"], x, room["real"], snr_db, g)
 
 # %% ../../nbs/03_workshop/04_scene_bank.ipynb #8afa25c9
-def _convolve(words: list[Tensor], responses: list[Tensor], samples: int,
+def _convolve(words: Sequence[Tensor], responses: list[Tensor], samples: int,
               n: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Words (sources, time) of scenes through spectra of responses, by transforms of n samples: for
     each scene the last samples at all microphones, and of each source at the first."""
