@@ -2,9 +2,11 @@
 import numpy as np
 import torch
 from bench import Case, Peer, close, fft_flops, growth, memory, noise, row
-from ssl_nb.acoustics.geometry import mic_pairs, robot_head_array
+from ssl_nb.acoustics.geometry import mic_pairs, robot_head_array, wall_array
+from ssl_nb.acoustics.signals import stft
 from ssl_nb.classical.gcc_phat import gcc_phat
-from ssl_nb.classical.steered_power import SteeredPower, direction_grid, music
+from ssl_nb.classical.steered_power import (SteeredPower, direction_grid, music,
+                                            position_grid)
 
 
 def by_torch(audio, max_lag, n, anew=False):
@@ -105,6 +107,97 @@ def _():
     return Case(lambda: ours(frames).mean(0), [Peer("pyroomacoustics", library, agree, 60 / part)])
 
 
+def pra_doa(kind, mics, n, azimuths, colatitudes):
+    "A library's direction finder on our 64 x 32 grid, its convex hull computed once."
+    import pyroomacoustics as pra
+    theirs = getattr(pra.doa, kind)(mics.double().numpy().T, 16000, n, num_src=1, dim=3,
+                                    azimuth=azimuths, colatitude=colatitudes)
+    theirs.grid.neighbors
+    return theirs
+
+
+AZIMUTHS = np.pi * np.arange(-31, 33) / 32
+COLATITUDES = np.pi * (np.arange(32) + 0.5) / 32
+
+
+# commit dd71899 took 2.7 times as long here and 24 times as long in srp_near, measured in turns in
+# one process on the AMD EPYC of data/bench, load 7; the maps differ by 1e-6 at most
+@row("srp_one", "one SRP-PHAT map of a frame of 4096, 12 microphones, 64 x 32 directions")
+def _():
+    from ssl_nb.classical.correlations import band_bins, transform_length
+    mics, grid, band = robot_head_array(), direction_grid(64, 32), (500.0, 4000.0)
+    frame = noise(12, 4096)
+    ours = SteeredPower(mics, grid, 16000, band=band)
+    n = transform_length(4096, ours.max_lag)
+    def agree(a, b):
+        own = a.unflatten(-1, grid.shape).flip(1).T.reshape(-1)
+        return close(1e-4)((12 + 2 * own) / 66, b)
+    return Case(lambda: ours(frame), [Peer("pyroomacoustics", lambda: mean_map(
+        pra_doa("SRP", mics, n, AZIMUTHS, COLATITUDES), list(range(*band_bins(band, n, 16000))),
+        frame[None], n), agree)])
+
+
+@row("srp_near", "one SRP-PHAT map of a frame of 4096, 12 microphones on walls, 480,000 points")
+def _():
+    mics = wall_array([6.0, 5.0, 3.0], torch.Generator().manual_seed(0))
+    mics = torch.cat([mics, wall_array([6.0, 5.0, 3.0], torch.Generator().manual_seed(1))])
+    grid = position_grid([8.0, 7.5, 8.0], 0.1)
+    ours, frame = SteeredPower(mics, grid, 16000), noise(12, 4096)
+    ours(frame)  # what belongs to the array is computed at the first call
+    return Case(lambda: ours(frame))
+
+
+def doa_py_map(mics, recording, length, bins):
+    "NormMUSIC of one recording by doa-py's narrow-band function, bin after bin."
+    from doa_py.algorithm.music_based import music as narrow
+    from doa_py.arrays import Array
+    array = Array(*mics.double().numpy().T)
+    theta, phi = np.meshgrid(np.pi / 2 - COLATITUDES, AZIMUTHS)
+    angles = np.stack([phi.ravel(), theta.ravel()])
+    def compute():
+        spectra, total = stft(recording, length).numpy(), 0
+        for k in bins:
+            # the library's waves travel at 3e8 m/s, away from the array
+            found = narrow(spectra[:, k].conj(), 1, array, k * 16000 / length * 3e8 / 343.0,
+                           angles, unit="rad")
+            total = total + found / found.max()
+        return total
+    return compute
+
+
+@row("music_many", "MUSIC maps of 60 recordings of 4096, 12 microphones, 64 x 32 directions")
+def _():
+    from ssl_nb.classical.correlations import band_bins
+    mics, grid, length = robot_head_array(), direction_grid(64, 32), 512
+    recordings, bins = noise(60, 12, 4096), range(*band_bins((500.0, 4000.0), 512, 16000))
+    ours = lambda: music(recordings, mics, 16000, grid)[0]
+    def alike(theirs):
+        def agree(a, b):
+            own = theirs(a[0].unflatten(-1, grid.shape)).reshape(-1).double().numpy()
+            found = float(np.corrcoef(own, np.asarray(b).reshape(-1))[0, 1])
+            assert found > 0.95, f"correlation {found:.3f}"
+            return f"maps correlate {found:.4f}"
+        return agree
+    def library():
+        theirs = pra_doa("NormMUSIC", mics, length, AZIMUTHS, COLATITUDES)
+        spectra = stft(recordings[0], length).numpy()
+        def compute():
+            theirs.locate_sources(spectra, freq_bins=list(bins))
+            return theirs.grid.values
+        return compute
+    return Case(ours, [
+        Peer("pyroomacoustics", library, alike(lambda m: m.flip(1).T), 60),
+        Peer("doa-py", lambda: doa_py_map(mics, recordings[0], length, bins),
+             alike(lambda m: m.flip(1)), 60)])
+
+
+@memory("stft_600", "STFT, 8 microphones x 600 s, windows of 512")
+def _():
+    audio = noise(8, 600 * 16000)
+    stft(audio[:, :4096])
+    return lambda: stft(audio)
+
+
 @growth("srp_points", "SRP-PHAT maps of 20 frames against directions", (512, 2048, 8192))
 def _(points):
     columns = round((2 * points) ** 0.5)
@@ -125,5 +218,5 @@ def _():
 def _():
     audio = noise(8, 60 * 16000).unfold(-1, 4096, 4096).transpose(0, 1)
     mics, grid = robot_head_array()[:8], direction_grid(64, 32)
-    music(audio[:1], mics, grid, 16000)
-    return lambda: music(audio, mics, grid, 16000)
+    music(audio[:1], mics, 16000, grid)
+    return lambda: music(audio, mics, 16000, grid)

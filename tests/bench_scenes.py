@@ -1,5 +1,5 @@
 """Rows of the bench: scenes, simulated, read and drawn, beside a training step that takes them."""
-import resource, shutil, tempfile, time
+import resource, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import torch
@@ -105,20 +105,36 @@ def processor_seconds():
     return sum(r.ru_utime + r.ru_stime for r in both)
 
 
+WRITTEN = (32, 352)  # scenes
+
+
+def cores_free(seconds=3.0):
+    "How much faster two processes burn than one, beside whatever else the machine does: 1 to 2."
+    burn = (f"import time\nend = time.process_time() + {seconds}\n"
+            "while time.process_time() < end: pass")
+    def clock(count):
+        begin = time.perf_counter()
+        for p in [subprocess.Popen([sys.executable, "-c", burn]) for _ in range(count)]: p.wait()
+        return time.perf_counter() - begin
+    return 2 * clock(1) / clock(2)
+
+
 @report("writing", "a store of type Ad-1 written by 0, 1 and 2 workers, milliseconds a scene "
                    "beyond what starting them takes")
 def _():
     rows, folder = [], Path(tempfile.mkdtemp())
     for workers in (0, 1, 2):
         spent = []
-        for count in (16, 112):  # the difference is free of starting
+        for count in WRITTEN:  # the difference is free of starting
             clock, processor = time.perf_counter(), processor_seconds()
             write_scenes(folder / f"{workers}-{count}", AD1, count, shard=8, precision="float16",
                          workers=workers, progress=False)
             spent.append((time.perf_counter() - clock, processor_seconds() - processor))
             shutil.rmtree(folder / f"{workers}-{count}")
-        clock, processor = ((b - a) / 96 * 1e3 for a, b in zip(*spent))
-        rows.append({"workers": workers, "clock_ms": clock, "processor_ms": processor})
+        clock, processor = ((b - a) / (WRITTEN[1] - WRITTEN[0]) * 1e3 for a, b in zip(*spent))
+        rows.append({"workers": workers, "clock_ms": clock, "processor_ms": processor,
+                     "start_s": spent[0][0] - clock * WRITTEN[0] / 1e3,
+                     "cores_free": cores_free()})
     return rows
 
 

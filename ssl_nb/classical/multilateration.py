@@ -204,13 +204,18 @@ def _apply(matrix, vectors):
     return (matrix @ vectors.unsqueeze(-1)).squeeze(-1)
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #b0f4c032
+def _squares(case, far):
+    "What distances `far` leave of the arrival times, weighted squares."
+    rest = case.arrivals - far
+    return (rest * _apply(case.information, rest)).sum(-1)
+
+# %% ../../nbs/02_classical/02_multilateration.ipynb #0152fc0f
 def _linear(case, far):
     """The weights of the present residuals: D' W e and D' W D, and the weighted squares at other
     distances."""
     if case.scale is None:
-        quadratic = lambda far: ((case.arrivals - far)
-                                 * _apply(case.information, case.arrivals - far)).sum(-1)
-        return _apply(case.information, case.arrivals - far), case.information, quadratic
+        return (_apply(case.information, case.arrivals - far), case.information,
+                partial(_squares, case))
     error = case.delays - far @ case.d.T
     w = case.weights / (1 + (error / case.scale) ** 2)
     quadratic = lambda far: (w * (case.delays - far @ case.d.T).square()).sum(-1)
@@ -326,12 +331,19 @@ class _Array(NamedTuple):
     spare: Tensor  # delays more than unknowns, (*cases)
     enough: Tensor  # how many pairs count; NaN if they are no more than the unknowns, (*cases)
     volume: Tensor  # logarithm of the size of the bounds, (*cases)
+    share: Tensor  # root of each weight's part of their sum, (*cases, pairs)
+    counts: Tensor  # 1 for pairs that count, 0 for ignored ones, (*cases, pairs)
+    ignored: Tensor  # evidence that makes up for the ignored ones, (*cases)
+    fixed: Tensor  # how many coordinates are fixed, (*cases)
+    all_free: bool  # none is, in any case
+    squares: Tensor  # of the lengths of the baselines, (*cases, mics - 1), m^2
+    closed: bool  # is there a closed form, in any case
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #de9a931d
 def _start(array, arrivals, mics):
     "Equation (1) for rows of arrivals (c times the times), m."
     g = arrivals[..., 1:] - arrivals[..., :1]
-    right = (array.baselines.square().sum(-1) - g.square()) / 2
+    right = (array.squares - g.square()) / 2
     rest = _apply(array.rest, g)
     first = (rest * right).sum(-1, keepdim=True) / (rest * g).sum(-1, keepdim=True)
     right = (right - first * g).unsqueeze(-1)
@@ -363,17 +375,21 @@ def _array(mics, pairs, weights, low, high):
     thin = torch.linalg.eigvalsh(mics.mT @ information @ mics)[..., 0].clamp(min=0).sqrt()
     if _different(mics) < dim + 2 or spanned_dimensions(mics) < dim: thin = torch.zeros_like(thin)
     limits = torch.linalg.vector_norm(d @ mics, dim=-1)
-    free = (low < high).to(mics)
-    unknown, used = free.sum(-1), (weights > 0).to(mics).sum(-1)
+    free, counts = (low < high).to(mics), (weights > 0).to(mics)
+    unknown, used = free.sum(-1), counts.sum(-1)
     spare = information.diagonal(dim1=-2, dim2=-1).sum(-1) - unknown
     volume = ((high - low) * free + 1 - free).clamp(min=1e-3).log().sum(-1)
     return _Array(pairs, weights, low, high, limits, d, information, to_arrivals, baselines,
-                  inverse, rest, thin, free, spare, used.where(used > unknown, torch.nan), volume)
+                  inverse, rest, thin, free, spare, used.where(used > unknown, torch.nan), volume,
+                  (weights / weights.sum(-1, keepdim=True)).sqrt(), counts,
+                  math.log(2) * (1 - counts).sum(-1), (1 - free).sum(-1), bool(free.all()),
+                  baselines.square().sum(-1), bool((thin > 0).any()))
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #af33f560
 _HONEST = 2e-5  # error of an honest delay, s
 WITHIN = 0.3  # error that `Fix.trust` speaks of, m
 TRUST = Calibration((1.756, -0.422, 0.293, 0.953, -9.495), -0.195)  # fitted in 08_trust
+_TRUST_WEIGHTS = torch.tensor(TRUST.weights, dtype=torch.float64)
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #9886a815
 def _look(case, position):
@@ -383,32 +399,38 @@ def _look(case, position):
     return case.delays - far @ case.d.T, far, offset / far.clamp(min=1e-9).unsqueeze(-1)
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #d6637153
-def _eigenvalues(unit, information, free):
-    "Of the information about the free coordinates; 1 for each that is fixed."
-    matrix = unit.mT @ (information @ unit)
-    if not free.all():
-        matrix = (matrix * free.unsqueeze(-1) * free.unsqueeze(-2) + torch.diag_embed(1 - free))
+def _eigenvalues(array, unit, *informations):
+    """Of each information about arrivals, seen by the free coordinates, (*informations, cases,
+    dim); 1 for each that is fixed."""
+    matrix = unit.mT @ (torch.stack(torch.broadcast_tensors(*informations)) @ unit)
+    if not array.all_free:
+        free = array.free
+        matrix = matrix * free.unsqueeze(-1) * free.unsqueeze(-2) + torch.diag_embed(1 - free)
     return torch.linalg.eigvalsh(matrix)
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #d548f1a6
-def _trace(values, free):
+def _trace(array, values):
     "Trace of the inverse, fixed coordinates left out; infinite where one is open."
     known = values.where(values > 1e-9 * values[..., -1:], 0)
-    return known.reciprocal().sum(-1) - (1 - free).sum(-1)
+    trace = known.reciprocal().sum(-1)
+    return trace if array.all_free else trace - array.fixed
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #3465898a
-def _features(array, case, on_bounds, error, unit, c):
-    """Evidence per pair, log(1 + (spread / 8 cm)^2) for errors of 20 µs, and `on_bounds`,
-    (cases, 3). NaN where there are no more pairs than unknowns."""
+def _belief(array, case, error, c):
+    """How honest each delay looks, 0 to 1, and the logarithms of the ratios of both probabilities,
+    summed."""
     width = c * _HONEST
-    weight = (case.weights > 0) / (1 + (error / width).square())
+    weight = array.counts / (1 + (error / width).square())
     # even odds that a delay is honest; if it is not, it is anywhere within the limits
     ratio = torch.log(weight * case.limits * (1 / (math.pi * width)) + 0.5).sum(-1)
-    ratio = ratio + math.log(2) * (case.weights == 0).sum(-1)  # an ignored pair says nothing
-    information = case.d.T @ (weight.unsqueeze(-1) * case.d)
-    values = _eigenvalues(unit / width, information, array.free).clamp(min=1e-8)
+    return weight, ratio + array.ignored  # an ignored pair says nothing
+
+# %% ../../nbs/02_classical/02_multilateration.ipynb #0dde46ff
+def _features(array, ratio, values, trace, on_bounds):
+    """Evidence per pair, log(1 + (spread / 8 cm)^2) for errors of 20 µs, and `on_bounds`,
+    (cases, 3). NaN where there are no more pairs than unknowns."""
     places = values.log().sum(-1) / 2 + array.volume
-    spread = torch.log1p(_trace(values, array.free).clamp(0, 1e12) / 0.08**2)
+    spread = torch.log1p(trace.clamp(0, 1e12) / 0.08**2)
     return torch.stack([(ratio - places) / array.enough, spread, on_bounds.to(spread)], -1)
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #6d83436e
@@ -421,6 +443,9 @@ def trust_terms(signs: Float[Tensor, "*batch 3"],  # from `trust_features`
     Raises `ValueError` for another number of signs."""
     if signs.ndim < 1 or signs.shape[-1] != 3:
         raise ValueError(f"signs: shape {tuple(signs.shape)}, must be (*batch, 3)")
+    return _terms(signs)
+
+def _terms(signs):
     about, geometry, edge = signs.unbind(-1)
     sharp = -torch.log(-torch.expm1(-geometry.clamp(min=1e-4)))
     return torch.stack([about, geometry, sharp, sharp * about, edge], -1)
@@ -429,7 +454,7 @@ def trust_terms(signs: Float[Tensor, "*batch 3"],  # from `trust_features`
 def _left_over(array, case, error, far):
     """Information K with the robust weights, the squares of what is left at the microphones, m^2,
     and the delays to spare."""
-    if case.scale is None: return case.information, _linear(case, far)[2](far), array.spare
+    if case.scale is None: return case.information, _squares(case, far), array.spare
     weights = case.weights / (1 + (error / case.scale) ** 2)
     ones = torch.ones_like(case.d[0])
     eye = torch.diag(ones)
@@ -441,12 +466,19 @@ def _left_over(array, case, error, far):
     return information, (at_mics * (information @ at_mics)).sum((-2, -1)), spare
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #5c6d3559
-def _spread(array, case, error, far, unit):
-    "Root of the trace of (3), timing errors from what is left over, m."
+def _said(array, case, looked, on_bounds, c):
+    """The features of the trust, and the spread: the root of the trace of (3), timing errors from
+    what is left over, m."""
+    (error, far, unit), width = looked, c * _HONEST
+    weight, ratio = _belief(array, case, error, c)
+    honest = case.d.T @ (weight.unsqueeze(-1) * case.d) / width**2
     information, squares, spare = _left_over(array, case, error, far)
+    values = _eigenvalues(array, unit, honest, information)
+    values[0].clamp_(min=1e-8)
+    of_honest, of_left = _trace(array, values).unbind()
     student = 1 + 1.09 / (spare - 0.54).clamp(min=0.1)  # its 68 % over the normal one's, squared
     variance = squares.clamp(min=0) * (student / spare).where(spare > 0.9, torch.nan)
-    return (variance * _trace(_eigenvalues(unit, information, array.free), array.free)).sqrt()
+    return (_features(array, ratio, values[0], of_honest, on_bounds), (variance * of_left).sqrt())
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #30b52dde
 def _mirror_normals(mics, fixed):
@@ -629,34 +661,38 @@ def _no_fix(batch, mics, kind):
                none)
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #badff404
-def _residual(case, error):
+def _residual(array, error):
     "Weighted root mean square, m."
-    return ((case.weights * error.square()).sum(-1) / case.weights.sum(-1)).sqrt()
+    return torch.linalg.vector_norm(array.share * error, dim=-1)
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #8bf8a4b1
 def _is_sure(array, case, position, moved, error):
     "Where no other position can fit as well: settled inside the bounds with small residuals."
     inside = ((position > case.low) & (position < case.high)).all(-1)
-    sure = inside & (moved < 1e-5) & (_SURE * _residual(case, error) < array.thin)
+    sure = inside & (moved < 1e-5) & (_SURE * _residual(array, error) < array.thin)
     if case.scale is None: return sure
     return sure & ((error.abs() < 3 * case.scale) | (case.weights == 0)).all(-1)
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #121a2a23
 @torch.no_grad()
 def _solve(array, case):
-    "Positions of all cases, and the lengths of their last steps."
-    start = ((case.low + case.high) / 2).expand(len(case.delays), -1)
-    position, moved, sure = start.clone(), start.new_zeros(len(start)), start[:, 0] > torch.inf
-    if (array.thin > 0).any():
+    """Positions of all cases, the lengths of their last steps, and what `_look` says of them if
+    all are sure, and so inside the bounds."""
+    closed = None
+    if array.closed:
         closed = _start(array, case.arrivals, case.mics)
         position, moved = _polish(case, closed)
-        sure = _is_sure(array, case, position, moved, _look(case, position)[0])
-        if sure.all(): return position, moved
-        start = closed.where(torch.isfinite(closed), start).clamp(case.low, case.high)
+        looked = _look(case, position)
+        sure = _is_sure(array, case, position, moved, looked[0])
+        if sure.all(): return position, moved, looked
+    start = ((case.low + case.high) / 2).expand(len(case.delays), -1)
+    if closed is None:
+        position, moved, sure = start.clone(), start.new_zeros(len(start)), start[:, 0] > torch.inf
+    else: start = closed.where(torch.isfinite(closed), start).clamp(case.low, case.high)
     at_once = max(1, 2**22 // (250 * (case.d.shape[0] + 3 * case.d.shape[1])))
     for rows in (~sure).nonzero()[:, 0].split(at_once):
         position[rows], moved[rows] = _search(case.at(rows), start[rows])
-    return position, moved
+    return position, moved, None
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #963f0fc9
 def _on_bounds(array, case, position):
@@ -664,12 +700,13 @@ def _on_bounds(array, case, position):
     return (at_edge & (array.free > 0)).any(-1) if at_edge.any() else at_edge[..., 0]
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #810e0519
-def _fix(array, case, position, moved, batch, kind, c):
+def _fix(array, case, position, moved, looked, batch, kind, c):
     "All that is said about the answers."
-    error, far, unit = _look(case, position)
-    on_bounds = _on_bounds(array, case, position)
-    trust = trust_of(trust_terms(_features(array, case, on_bounds, error, unit, c)), TRUST)
-    said = torch.stack([_residual(case, error) / c, _spread(array, case, error, far, unit), trust])
+    on_bounds = moved > torch.inf if looked else _on_bounds(array, case, position)
+    looked = looked or _look(case, position)
+    features, spread = _said(array, case, looked, on_bounds, c)
+    trust = torch.sigmoid(_terms(features) @ _TRUST_WEIGHTS.to(features) + TRUST.bias)
+    said = torch.stack([_residual(array, looked[0]) / c, spread, trust])
     residual, spread, trust = said.to(kind).reshape(3, *batch).unbind()
     return Fix(position.reshape(*batch, -1).to(kind), residual, (moved < 1e-4).reshape(batch),
                on_bounds.reshape(batch), spread, trust)
@@ -704,8 +741,7 @@ def trust_features(
                          f"{(*batch, mics.shape[-1])}: one for each case")
     if array is None: return position.new_zeros(*batch, 3)
     flat = position.double().reshape(-1, mics.shape[-1])
-    error, _, unit = _look(case, flat)
-    features = _features(array, case, _on_bounds(array, case, flat), error, unit, c)
+    features, _ = _said(array, case, _look(case, flat), _on_bounds(array, case, flat), c)
     return features.reshape(*batch, 3).to(position)
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #93f0b55d
@@ -732,9 +768,9 @@ def multilaterate(
     batch, array, case = _cases(mics, delays, pairs, weights, bounds,
                                 None if loss == "squared" else scale * c, c)
     if array is None: return _no_fix(batch, mics, delays.dtype)
-    position, moved = _solve(array, case)
-    if graph: position = _with_gradient(case, position)
-    return _fix(array, case, position, moved, batch, delays.dtype, c)
+    position, moved, looked = _solve(array, case)
+    if graph: position, looked = _with_gradient(case, position), None
+    return _fix(array, case, position, moved, looked, batch, delays.dtype, c)
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #83b2699e
 def _ellipse(center, cov, points=60):

@@ -9,7 +9,7 @@ __all__ = ['SPECTRA_KEPT', 'TOGETHER', 'SceneBank']
 
 # %% ../../nbs/03_workshop/04_scene_bank.ipynb #9fe6e21a
 import dataclasses, math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 import scipy.fft
 import torch
@@ -82,6 +82,7 @@ def _furnish(spec: SceneSpec, number: int, places: int, seed: int) -> dict:
     g = scene_generator(seed, number)
     room, mics, real, sources = _draw_places(spec, places, g)
     return {"room": room, "mics": mics, "real": real, "sources": sources,
+            "size": torch.tensor(room.size), "t60": torch.tensor(room.t60),
             "rirs": rirs(room, sources, real, spec.fs, spec.method, generator=g)}
 
 # %% ../../nbs/03_workshop/04_scene_bank.ipynb #9803442f
@@ -91,6 +92,8 @@ def _draw_words(tracks: _Tracks, kind: str, n_sources: int, samples: int, before
     speech)."""
     order = torch.randperm(len(tracks.names), generator=g).tolist()
     voices = (order * -(-n_sources // len(order)))[:n_sources]
+    if kind == "stretch" and n_sources == 1:
+        return tracks.crop(voices[0], before + samples, g)[None], torch.full((1,), -1)
     if kind == "stretch":
         return (torch.stack([tracks.crop(v, before + samples, g) for v in voices]),
                 torch.full((n_sources,), -1))
@@ -98,20 +101,12 @@ def _draw_words(tracks: _Tracks, kind: str, n_sources: int, samples: int, before
     return torch.stack([F.pad(w, (before, 0)) for w, _ in said]), torch.tensor([d for _, d in said])
 
 # %% ../../nbs/03_workshop/04_scene_bank.ipynb #a455c952
-def _mix(words: Tensor, responses: list[Tensor], samples: int,
-         n: int) -> tuple[Tensor, Tensor]:
-    """Words (batch, sources, lead-in + samples) through spectra (sources, mics, n // 2 + 1) of
-    responses that are no longer than the lead-in, by transforms of n samples: the last samples at
-    all microphones, and of each source at the first."""
-    said = torch.fft.rfft(F.pad(words, (n - words.shape[-1], 0))).unsqueeze(-2)
-    heard = said.new_empty(len(said), *responses[0].shape[1:])
-    for product, q, h in zip(heard, said, responses):
-        torch.mul(q[0], h[0], out=product)
-        for k in range(1, len(q)): product.addcmul_(q[k], h[k])
-    mixed = torch.fft.irfft(heard, n)[..., -samples:]
-    if said.shape[1] == 1: return mixed, mixed[:, :1].clone()
-    first = torch.stack([h[:, 0] for h in responses]) * said[:, :, 0]
-    return mixed, torch.fft.irfft(first, n)[..., -samples:]
+def _heard(said: Tensor, response: Tensor, out: Tensor | None = None) -> Tensor:
+    """The spectra of words (sources, n // 2 + 1) through those of responses (sources, mics,
+    n // 2 + 1), summed over the sources: (mics, n // 2 + 1)."""
+    out = torch.mul(said[0], response[0], out=out)
+    for q, h in zip(said[1:], response[1:]): out.addcmul_(q, h)
+    return out
 
 # %% ../../nbs/03_workshop/04_scene_bank.ipynb #390db971
 _NORMAL = 2**22  # numbers in the store of noise, 16 MB
@@ -141,24 +136,46 @@ def _noisy(bank, room: dict, x: Tensor, snr_db: float, g: torch.Generator) -> Te
     return disturb(bank.spec, room["room"], x, room["real"], snr_db, g)
 
 # %% ../../nbs/03_workshop/04_scene_bank.ipynb #8afa25c9
-def _visit(bank, indices: list[int], gs: list[torch.Generator]) -> list[dict[str, Tensor]]:
-    "Scenes of a bank, with words and noise from a generator each."
+def _convolve(words: Sequence[Tensor], responses: list[Tensor], samples: int,
+              n: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Words (sources, time) of scenes through spectra of responses, by transforms of n samples: for
+    each scene the last samples at all microphones, and of each source at the first."""
+    padded = words[0].new_empty(len(words), len(words[0]), n)
+    before = max(n - words[0].shape[-1], 0)  # what the words lack at the beginning
+    padded[..., :before] = 0
+    for row, w in zip(padded, words): row[:, before:] = w[:, -n:]
+    said, (sources, mics, bins) = torch.fft.rfft(padded), responses[0].shape
+    alone = sources if sources > 1 else 0  # rows for each source by itself
+    buffer = said.new_empty(TOGETHER, mics + alone, bins)
+    for k in range(0, len(words), TOGETHER):
+        some = range(k, min(k + TOGETHER, len(words)))
+        for row, i in zip(buffer, some):
+            _heard(said[i], responses[i], row[:mics])
+            if alone: torch.mul(said[i], responses[i][:, 0], out=row[mics:])
+        for x in torch.fft.irfft(buffer[:len(some)], n)[..., -samples:]:
+            yield x[:mics], x[mics:].clone() if alone else x[:1].clone()
+
+# %% ../../nbs/03_workshop/04_scene_bank.ipynb #76293b9a
+def _visit(bank, indices: list[int], gs: list[torch.Generator],
+           n: int) -> Iterator[dict[str, Tensor]]:
+    """Scenes of a bank, all with transforms of n samples, with words and noise from a generator
+    each."""
     spec, samples = bank.spec, round(bank.spec.seconds * bank.spec.fs)
-    rooms = [bank.rooms[i // bank.per_room] for i in indices]
-    places = [i % bank.per_room for i in indices]
-    said = [_draw_words(bank.tracks, bank.kind, spec.n_sources, samples, bank.taps, g) for g in gs]
-    clean, images = _mix(torch.stack([w for w, _ in said]),
-                         [bank.spectra(r, k) for r, k in zip(rooms, places)], samples, bank.n)
-    snr_db = [draw_uniform(spec.snr_db, g) if spec.noise != "none" else math.inf for g in gs]
-    audio = [_noisy(bank, r, x, s, g) for x, r, s, g in zip(clean, rooms, snr_db, gs)]
-    return [{"audio": x, "images": y, "mics": r["mics"], "sources": r["sources"][k],
-             "words": digits, "size": torch.tensor(r["room"].size),
-             "t60": torch.tensor(r["room"].t60), "snr_db": torch.tensor(s)}
-            for x, y, r, k, (_, digits), s in zip(audio, images, rooms, places, said, snr_db)]
+    rooms, places = zip(*(divmod(i, bank.per_room) for i in indices))
+    rooms = [bank.rooms[r] for r in rooms]
+    said, digits = zip(*(_draw_words(bank.tracks, bank.kind, spec.n_sources, samples, bank.taps, g)
+                         for g in gs))
+    spectra = [bank.spectra(r, k) for r, k in zip(rooms, places)]
+    heard = _convolve(said, spectra, samples, n)
+    for (x, image), r, k, words, g in zip(heard, rooms, places, digits, gs):
+        snr_db = draw_uniform(spec.snr_db, g) if spec.noise != "none" else math.inf
+        yield {"audio": _noisy(bank, r, x, snr_db, g), "images": image, "mics": r["mics"],
+               "sources": r["sources"][k], "words": words, "size": r["size"], "t60": r["t60"],
+               "snr_db": torch.tensor(snr_db)}
 
 # %% ../../nbs/03_workshop/04_scene_bank.ipynb #f110810d
 SPECTRA_KEPT = 2**30  # bytes
-TOGETHER = 8  # scenes
+TOGETHER = 4  # scenes
 
 # %% ../../nbs/03_workshop/04_scene_bank.ipynb #3d97a9d9
 class SceneBank(torch.utils.data.Dataset):
@@ -181,13 +198,12 @@ class SceneBank(torch.utils.data.Dataset):
         self.rooms = _rooms(self, progress)
         self.taps = max(r["rirs"].shape[-1] for r in self.rooms)
         self.nbytes = sum(r["rirs"].numel() * 4 for r in self.rooms)  # of all responses
-        self.n = scipy.fft.next_fast_len(self.taps + round(spec.seconds * spec.fs), real=True)
         _keep_spectra(self)
 
     def spectra(self, room: dict, place: int) -> Tensor:
         "Of the responses of a place in a room: (sources, mics, n // 2 + 1)."
         return (room["spectra"][place] if "spectra" in room
-                else torch.fft.rfft(room["rirs"][place], self.n))
+                else torch.fft.rfft(room["rirs"][place], room["n"]))
 
     def __len__(self) -> int: return self.count
 
@@ -196,9 +212,14 @@ class SceneBank(torch.utils.data.Dataset):
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
         "The scenes of some indices, computed together. A data loader asks for its batches here."
         numbers = [as_index(i, self.count) for i in indices]
-        gs = _chances(self, numbers)
-        return [scene for k in range(0, len(numbers), TOGETHER)
-                for scene in _visit(self, numbers[k:k + TOGETHER], gs[k:k + TOGETHER])]
+        gs, scenes = _chances(self, numbers), [None] * len(numbers)
+        lengths = [self.rooms[i // self.per_room]["n"] for i in numbers]
+        for n in set(lengths):
+            at = [k for k, length in enumerate(lengths) if length == n]
+            for some in (at[i:i + 64] for i in range(0, len(at), 64)):
+                made = _visit(self, [numbers[k] for k in some], [gs[k] for k in some], n)
+                for k, scene in zip(some, made): scenes[k] = scene
+        return scenes
 
 # %% ../../nbs/03_workshop/04_scene_bank.ipynb #3601149c
 def _rooms(bank: SceneBank, progress: bool) -> list[dict]:
@@ -206,11 +227,20 @@ def _rooms(bank: SceneBank, progress: bool) -> list[dict]:
     return [_furnish(bank.spec, k, min(bank.per_room, bank.count - first), bank.seed)
             for k, first in enumerate(starts)]
 
+def _transform_length(least: int) -> int:
+    "A fast length of at least `least`: one of few, so that many scenes share it."
+    step = 2 ** max(math.ceil(math.log2(least)) - 6, 0)
+    return step * scipy.fft.next_fast_len(-(-least // step), real=True)
+
 def _keep_spectra(bank: SceneBank) -> None:
-    "The spectra of all responses, where they take less than `SPECTRA_KEPT`."
-    responses = sum(r["rirs"][..., 0].numel() for r in bank.rooms)
-    if responses * (bank.n // 2 + 1) * 8 > SPECTRA_KEPT: return
-    for r in bank.rooms: r["spectra"] = torch.fft.rfft(r["rirs"], bank.n)
+    """The lengths of the rooms' transforms, and the spectra of all responses, where they take less
+    than `SPECTRA_KEPT`."""
+    samples, total = round(bank.spec.seconds * bank.spec.fs), 0
+    for r in bank.rooms:
+        r["n"] = _transform_length(r["rirs"].shape[-1] + samples)
+        total += r["rirs"][..., 0].numel() * (r["n"] // 2 + 1) * 8
+    if total > SPECTRA_KEPT: return
+    for r in bank.rooms: r["spectra"] = torch.fft.rfft(r["rirs"], r["n"])
 
 def _chances(bank: SceneBank, numbers: list[int]) -> list[torch.Generator]:
     "A generator for each visit: new ones each time, or those of the scenes."
