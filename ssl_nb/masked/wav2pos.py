@@ -93,11 +93,11 @@ def place_embedding(width: int) -> nn.Sequential:
                          TokenNorm(width))
 
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #a6e9666a
-def place_head(inputs: int, hidden: int) -> nn.Sequential:
-    "Features to a position."
+def place_head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    "Features to a position, and to what else is asked for."
     return nn.Sequential(nn.Linear(inputs, hidden), TokenNorm(hidden), nn.GELU(),
                          nn.Linear(hidden, hidden // 2), TokenNorm(hidden // 2), nn.GELU(),
-                         nn.Linear(hidden // 2, 3))
+                         nn.Linear(hidden // 2, outputs))
 
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #ddea0520
 class Block(nn.Module):
@@ -125,7 +125,7 @@ class Block(nn.Module):
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #23db47d7
 # 9 x 9 x 5 points over the room, in standard deviations of the talkers' places
 CELLS = torch.cartesian_prod(*[torch.linspace(-1.6, 1.6, n) for n in (9, 9, 5)])
-WIDE, NARROW = 16, 4  # lags on each side that a lag is spread over
+WIDE, NARROW = 16, 4  # lags on each side that a lag is spread over, at cells and at fine points
 
 def spread_over(lags: Float[Tensor, "batch pairs lags"], reach: int
                 ) -> Float[Tensor, "batch pairs lags"]:
@@ -133,11 +133,12 @@ def spread_over(lags: Float[Tensor, "batch pairs lags"], reach: int
     hat = (1 - torch.arange(-reach, reach + 1).abs() / (reach + 1)).to(lags)
     return F.conv1d(lags.flatten(0, 1)[:, None], hat[None, None], padding=reach).reshape(lags.shape)
 
-def softened(lags: Float[Tensor, "batch pairs lags"]) -> Float[Tensor, "batch pairs lags"]:
+def softened(lags: Float[Tensor, "batch pairs lags"], reach: int = WIDE,
+             weight: float = 1.0) -> Float[Tensor, "batch pairs lags"]:
     "Correlations sharpened to a distribution over lags, then spread over neighbours: equation (6)."
     spread = lags.std(-1, keepdim=True).clamp(min=1e-8)
-    sharp = ((lags - lags.mean(-1, keepdim=True)) / spread).softmax(-1)
-    return (spread_over(sharp, WIDE) + 1e-3).log10() + 1.5
+    sharp = (weight * (lags - lags.mean(-1, keepdim=True)) / spread).softmax(-1)
+    return (spread_over(sharp, reach) + 1e-3).log10() + 1.5
 
 def delay_map(curves: Float[Tensor, "batch pairs lags"],  # from `softened`
               to_points: Float[Tensor, "batch heard points"],  # distance of each slot, samples
@@ -261,8 +262,10 @@ def _make_decoder(self, width, hidden, window):
     parts = 2 if self.pairs == "none" else 3
     inputs = len(CELLS) if self.pairs == "map" else 2 * self.max_lag + 1
     if parts == 3: self.mixer = PairMixer(width, inputs, hidden)
-    self.to_talker, self.to_mic = (place_head(parts * width, hidden) for _ in range(2))
-    if self.pairs == "map": self.to_trust = nn.Linear(parts * width, len(TRUST))
+    # with a map, the talker's head sees its answers and says how much to trust each
+    k = len(TRUST) if self.pairs == "map" else 0
+    self.to_talker = place_head(parts * width + 3 * k, hidden, 3 + k)
+    self.to_mic = place_head(parts * width, hidden, 3)
     self.to_audio = nn.Linear(width, window)
     self.unused = nn.LayerNorm(window)  # stands in the published net, which never calls it
 
@@ -335,7 +338,8 @@ def pair_features(net: Wav2pos, lags: Float[Tensor, "batch pairs lags"] | None,
         apart[:, 0] = 0
         return _chosen(apart * (16000 / SPEED_OF_SOUND), given.heard)
     return PairWords(delay_map(softened(lags), far(CELLS)) * both,
-                     steered_answers(spread_over(lags, NARROW) * both, far(FINE), FINE.to(places)))
+                     steered_answers(softened(lags, NARROW, 2.0) * both, far(FINE),
+                                     FINE.to(places)))
 
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #934b0137
 def decode(net: Wav2pos, tokens: Float[Tensor, "batch known width"],
@@ -350,10 +354,11 @@ def decode(net: Wav2pos, tokens: Float[Tensor, "batch known width"],
     if words.each is not None:
         parts.append(net.mixer(_chosen(place, given.heard), words.each).expand_as(place))
     talker, mics = torch.cat(parts, -1).split([1, slots - 1], 1)
-    normal = torch.cat([net.to_talker(talker), net.to_mic(mics)], 1)
     if words.answers is not None:
-        trust = net.to_trust(talker).softmax(-1)
-        normal = torch.cat([normal[:, :1] + trust @ words.answers, normal[:, 1:]], 1)
+        talker = torch.cat([talker, words.answers.flatten(1)[:, None]], -1)
+    found, trust = net.to_talker(talker).tensor_split([3], -1)
+    if words.answers is not None: found = found + trust.softmax(-1) @ words.answers
+    normal = torch.cat([found, net.to_mic(mics)], 1)
     return Filled(net.centre + net.scale * normal, net.to_audio(sound))
 
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #1aac56e9
