@@ -8,7 +8,7 @@ Docs: https://ssl-nb.github.io/ssl_nb/06_masked/ngcc_phat.html.md"""
 __all__ = ['EPS', 'HEADS', 'BETAS', 'DECODINGS', 'sinc_bank', 'circular_filter', 'SincFilters', 'PlainFilters', 'circular_conv',
            'CircularConv', 'TimeNorm', 'FrontEnd', 'channel_gcc', 'NgccPhat', 'beta_image', 'PgccPhat', 'lag_targets',
            'DelayLoss', 'Lag', 'decode_lags', 'load_published', 'unit_level', 'DelayScenes', 'delay_error',
-           'load_trained', 'NgccMultilateration']
+           'save_trained', 'load_trained', 'NgccMultilateration']
 
 # %% ../../nbs/06_masked/01_ngcc_phat.ipynb #91d84458
 import json, math
@@ -375,6 +375,8 @@ class NgccPhat(_PairScores):
         super().__init__()
         if taps % 2 == 0: raise ValueError(f"taps={taps}: must be odd, so that there is a middle")
         self.max_lag, self.kind, self.taps, self.fs = max_lag, head, taps, fs
+        self.sizes = dict(max_lag=max_lag, width=width, taps=taps, use_sinc=use_sinc, head=head,
+                          fs=fs)
         self.front = FrontEnd(width, taps, use_sinc, fs)
         self.head = nn.Sequential(*(m for k in (11, 9, 7) for m in _lag_block(width, k)),
                                   nn.Conv1d(width, 1, 5, padding=2))
@@ -598,6 +600,20 @@ def delay_error(model, batch) -> Float[Tensor, "batch"]:
     "Mean absolute error over the pairs of each example, samples: a metric for `fit`."
     found = decode_lags(model.pairwise(batch["audio"]), "median").delay
     return (found - batch["delays"]).abs().mean(-1)
+
+# %% ../../nbs/06_masked/01_ngcc_phat.ipynb #04a251bb
+@door(folder=as_path)
+def save_trained(net: NgccPhat, folder: str | Path, card: dict | None = None) -> Path:
+    "Write weights and a card. Raises `ValueError` beyond 4 MB."
+    from safetensors.torch import save_file
+    state = {name: v.detach().cpu().contiguous() for name, v in net.state_dict().items()}
+    size = sum(v.numel() * v.element_size() for v in state.values())
+    if size > 4e6: raise ValueError(f"net: takes {size / 1e6:.1f} MB, at most 4 MB are kept")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / "weights.safetensors")
+    text = json.dumps({"net": net.sizes, **(card or {})}, indent=1)
+    (folder / "card.json").write_text(text + "\n", encoding="utf-8")
+    return folder
 
 # %% ../../nbs/06_masked/01_ngcc_phat.ipynb #23689bf3
 @door(folder=as_path)
