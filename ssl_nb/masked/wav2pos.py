@@ -359,7 +359,7 @@ def decode(net: Wav2pos, tokens: Float[Tensor, "batch known width"],
     found, trust = net.to_talker(talker).tensor_split([3], -1)
     if words.answers is not None:  # no correction where the cautious and the certain agree
         apart = (words.answers[:, 2:3] - words.answers[:, -1:]).norm(dim=-1, keepdim=True)
-        found = apart * found + trust.softmax(-1) @ words.answers
+        found = apart * found.tanh() + trust.softmax(-1) @ words.answers
     normal = torch.cat([found, net.to_mic(mics)], 1)
     return Filled(net.centre + net.scale * normal, net.to_audio(sound))
 
