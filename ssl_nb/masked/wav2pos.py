@@ -722,7 +722,7 @@ class Found(NamedTuple):
       emitted=as_signal)
 def fill_in(net: Wav2pos, audio: Float[Tensor, "*batch mics time"],
             mics: Float[Tensor, "*#batch mics 3"],  # m
-            emitted: Float[Tensor, "*batch time"] | None = None,  # what the talker said, same clock
+            emitted: Float[Tensor, "*batch said"] | None = None,  # what the talker said, same clock
             unplaced: Sequence[int] = (),  # microphones whose rows in `mics` are not to be read
             silent: Sequence[int] = (),  # microphones whose sound is not to be read
             ) -> Found:
@@ -730,9 +730,10 @@ def fill_in(net: Wav2pos, audio: Float[Tensor, "*batch mics time"],
     that the net was not trained with, for silent channels and where too much is hidden."""
     match_channels(audio, mics)
     lead, n = audio.shape[:-2], audio.shape[-2]
-    if audio.shape[-1] != net.window:
-        raise ValueError(f"audio: has {audio.shape[-1]} samples, this net takes windows of "
-                         f"{net.window}")
+    for name, signal in (("audio", audio), ("emitted", emitted)):
+        if signal is not None and signal.shape[-1] != net.window:
+            raise ValueError(f"{name}: has {signal.shape[-1]} samples, this net takes windows of "
+                             f"{net.window}")
     low, high = net.counts
     if not low <= n <= high:
         raise ValueError(f"mics: {n}, this net was trained with {low} to {high}")
