@@ -782,7 +782,7 @@ def attention_to_mics(net: Wav2pos, audio: Float[Tensor, "batch slots time"],
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #5423d542
 def talker_tokens(net: Wav2pos, audio: Float[Tensor, "batch slots time"],
                   places: Float[Tensor, "batch slots 3"], given: Known) -> list[Tensor]:
-    "The talker's token before the decoder, after each of its blocks, and with the pairs' features."
+    "Her token before the decoder, after each of its blocks, and with pairs' features and answers."
     seen, hooks = [], []
     keep = lambda block, inputs, output: seen.append((inputs[0][:, 0], output[:, 0]))
     hooks = [block.register_forward_hook(keep) for block in net.decoder]
