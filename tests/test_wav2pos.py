@@ -329,7 +329,7 @@ def test_a_run_of_ngcc_phat_serves_the_next_command(tmp_path):
                       "windows=1", runs=tmp_path)
     assert done.returncode == 0, done.stderr
     folder, = (tmp_path / "ngcc_reference").iterdir()
-    assert load_trained(folder).sizes["width"] == 32
+    assert load_trained(folder).front.layers[3].in_channels == 32
     done = in_process("run", "wav2pos", "--profile", "smoke", "-p", "pairs=ngcc", "-p",
                       f"ngcc={folder}", "-p", "n_test=2", "-p", "n_slow=1", runs=tmp_path)
     assert done.returncode == 0, done.stderr
