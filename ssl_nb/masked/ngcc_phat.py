@@ -375,8 +375,6 @@ class NgccPhat(_PairScores):
         super().__init__()
         if taps % 2 == 0: raise ValueError(f"taps={taps}: must be odd, so that there is a middle")
         self.max_lag, self.kind, self.taps, self.fs = max_lag, head, taps, fs
-        self.sizes = dict(max_lag=max_lag, width=width, taps=taps, use_sinc=use_sinc, head=head,
-                          fs=fs)
         self.front = FrontEnd(width, taps, use_sinc, fs)
         self.head = nn.Sequential(*(m for k in (11, 9, 7) for m in _lag_block(width, k)),
                                   nn.Conv1d(width, 1, 5, padding=2))
@@ -611,7 +609,10 @@ def save_trained(net: NgccPhat, folder: str | Path, card: dict | None = None) ->
     if size > 4e6: raise ValueError(f"net: takes {size / 1e6:.1f} MB, at most 4 MB are kept")
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state, folder / "weights.safetensors")
-    text = json.dumps({"net": net.sizes, **(card or {})}, indent=1)
+    first, second = net.front.layers[0], net.front.layers[3]
+    sizes = dict(max_lag=net.max_lag, width=second.in_channels, taps=net.taps, head=net.kind,
+                 use_sinc=isinstance(first, SincFilters), fs=net.fs)
+    text = json.dumps({"net": sizes, **(card or {})}, indent=1)
     (folder / "card.json").write_text(text + "\n", encoding="utf-8")
     return folder
 
