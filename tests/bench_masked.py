@@ -1,6 +1,7 @@
-"""Rows of the bench: NGCC-PHAT. The peer does the published code's work in its order, written here
-from its description: both channels of every pair through the front end, 1,023 taps directly,
-convolutions and correlations by torch's own operations with automatic slopes."""
+"""Rows of the bench: NGCC-PHAT and wav2pos. The peers do the published code's work in its order,
+written here from its description. NGCC-PHAT: both channels of every pair through the front end,
+1,023 taps directly, convolutions and correlations by torch's own operations with automatic slopes.
+wav2pos: the front end once for each channel, then correlations pair by pair and the same head."""
 import torch
 from bench import Case, Peer, close, row
 from torch import nn
@@ -8,6 +9,8 @@ from torch.nn import functional as F
 
 from ssl_nb.acoustics.geometry import mic_pairs
 from ssl_nb.masked.ngcc_phat import NgccPhat, sinc_bank
+from ssl_nb.masked.wav2pos import (SOUND_WEIGHT, Wav2pos, draw_known, fill_loss, make_recipe,
+                                   standardized, with_noise)
 
 
 def windows(n, mics):
@@ -80,3 +83,82 @@ def _():
     @torch.no_grad()
     def every_pair(): return net.pairwise(audio)
     return Case(every_pair)
+
+
+# --- wav2pos --------------------------------------------------------------------------------------
+
+def channel_by_channel(net, audio):
+    "Scores of all pairs of channels, then of the same pairs turned around."
+    batch, heard, time = audio.shape
+    features = one_channel(net, audio.reshape(-1, 1, time)).unflatten(0, (batch, heard))
+    n, reach, cut = 2 * time, net.max_lag, []
+    for i, j in mic_pairs(heard).tolist():
+        cross = torch.fft.rfft(features[:, i], n) * torch.fft.rfft(features[:, j], n).conj()
+        gcc = torch.fft.irfft(cross / (cross.abs() + 1e-3), n)
+        cut.append(torch.cat([gcc[..., -reach:], gcc[..., :reach + 1]], -1))
+    lags = torch.stack(cut, 1)
+    both = torch.cat([lags, lags.flip(-1)], 1)
+    return net.head(both.flatten(0, 1))[:, 0].unflatten(0, both.shape[:2])
+
+
+def second_of_noise(audio):
+    "A second of coloured noise for every channel, of which a window is used."
+    shape = (*audio.shape[:-1], 16000)
+    spectrum = torch.fft.rfft(torch.randn(shape))
+    slope = torch.linspace(1, 8000 ** 0.5, spectrum.shape[-1])
+    noise = torch.fft.irfft(spectrum / slope ** (4 * torch.rand(*shape[:-1], 1) - 2), 16000)
+    noise = noise[..., :audio.shape[-1]]
+    level = 10 ** (-30 * torch.rand(*shape[:-1], 1) / 20)
+    rms = lambda x: x.square().mean(-1, keepdim=True).sqrt()
+    return audio + noise / rms(noise) * rms(audio) * level
+
+
+def wav2pos_step(noisy, lags_of, batch=8):
+    "One training step on windows of six microphones and the talker; returns its loss."
+    g = torch.Generator().manual_seed(0)
+    net, recipe = Wav2pos().train(), make_recipe("ours")
+    optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], 1e-3)
+    clean = torch.randn(batch, 7, 2048, generator=g)
+    places = torch.rand(batch, 7, 3, generator=g)
+    def once():
+        torch.manual_seed(0)
+        given, audio = draw_known(batch, 6, recipe), noisy(clean)
+        optimizer.zero_grad()
+        filled = net(audio, places, given, lags_of(net, audio, given))
+        sound, place = fill_loss(filled, clean, places, given, net.scale)
+        (SOUND_WEIGHT * sound + place).backward()
+        optimizer.step()
+        return place.detach()
+    return once
+
+
+@row("wav2pos_step", "wav2pos, training step, 8 windows of 7 channels, published sizes")
+def _():
+    def their_lags(net, audio, given):
+        heard = audio[given.heard].unflatten(0, (len(audio), -1))
+        with torch.no_grad(): return channel_by_channel(net.ngcc, standardized(heard))
+    ours = wav2pos_step(with_noise, lambda net, audio, given: None)
+    peer = lambda: wav2pos_step(second_of_noise, their_lags)
+    return Case(ours, [Peer("torch, the published order", peer, "weights and noise are drawn")])
+
+
+@row("wav2pos_pairs", "What frozen NGCC-PHAT tells wav2pos, 2 windows of 6 microphones, 629 lags")
+def _():
+    net, audio = Wav2pos().eval(), standardized(windows(2, 6))
+    @torch.no_grad()
+    def ours():
+        lags = net.ngcc.correlations(audio, max_lag=314)
+        return net.ngcc.scores(torch.cat([lags, lags.flip(-1)], 1))
+    @torch.no_grad()
+    def theirs(): return channel_by_channel(net.ngcc, audio)
+    return Case(ours, [Peer("torch, the published order", lambda: theirs, close(1e-3))])
+
+
+@row("wav2pos_step_kept", "The wav2pos step where the answers of frozen NGCC-PHAT are kept on disk")
+def _():
+    kept = {}
+    def remember(net, audio, given):
+        pairs = int(given.heard[0].sum())
+        if pairs not in kept: kept[pairs] = torch.randn(len(audio), pairs * (pairs - 1), 629)
+        return kept[pairs]
+    return Case(wav2pos_step(with_noise, remember))

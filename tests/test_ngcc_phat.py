@@ -244,6 +244,16 @@ def test_card_of_the_weights():
     assert float(error) == pytest.approx(check["median_error_samples"], abs=0.02)
 
 
+@torch.no_grad()
+def test_a_saved_net_comes_back_the_same(tmp_path):
+    net = m.NgccPhat(max_lag=8, width=4, taps=101, use_sinc=False).eval()
+    audio = torch.randn(2, 512)
+    back = m.load_trained(m.save_trained(net, tmp_path / "run"))
+    assert back(audio).equal(net(audio)) and back.max_lag == 8
+    with pytest.raises(ValueError, match="at most 4 MB"):
+        m.save_trained(m.NgccPhat(width=144), tmp_path / "large")
+
+
 def test_localizer_finds_a_talker_and_says_what_it_needs():
     assert "ngcc_multilateration" in localizers()
     method, g = localizer("ngcc_multilateration"), torch.Generator().manual_seed(1)

@@ -1,18 +1,25 @@
 """wav2pos against what the published code (github.com/axeber01/wav2pos, commit a90d2dc) gave for
 weights that both sides make from the names of its tensors: outputs of every stage, losses and the
 gradient of every parameter, for four ways of masking."""
-import json
+import json, re
 from pathlib import Path
 
+import nbformat
 import numpy as np
+import pandas as pd
 import pytest
+import soundfile
 import torch
 from filled_weights import filled, ngcc_shapes
-from ssl_nb.masked.ngcc_phat import load_published
+from run_command import in_process
+from ssl_nb.acoustics.rooms import Room, reverberate, rirs
+from ssl_nb.acoustics.signals import add_noise
+from ssl_nb.masked.ngcc_phat import load_published, load_trained
 from ssl_nb.masked import wav2pos
 from ssl_nb.masked.wav2pos import (Known, PairWords, Wav2pos, decode, encode, fill_in, fill_loss,
                                    known, load_wav2pos, make_recipe, pair_lags, spread_out,
                                    standardized, steered_answers, wall_scenes)
+from ssl_nb.workbench.experiments import find_experiment, resolve_parameters
 
 PUBLISHED = next((p / "shared" / "reference_weights" for p in Path(__file__).resolve().parents
                   if (p / "shared" / "reference_weights").is_dir()), Path("nowhere"))
@@ -272,6 +279,21 @@ REFUSED = {
     "lags": (lambda net: Wav2pos("gcc", window=200), "max_lag=314"),
     "repair": (lambda net: make_recipe("ours", undo="frozen"), "undo='frozen'"),
     "kind": (lambda net: Wav2pos("phat"), "pairs='phat'"),
+    "recipe": (lambda net: make_recipe("theirs"), "recipe='theirs'"),
+    "sound of another length": (lambda net: fill_in(net, *recording(), torch.randn(2000)),
+                                "emitted: has 2000 samples"),
+    "endless place": (lambda net: fill_in(net, recording()[0], recording()[1] / 0), "mics: inf"),
+    "no number in sound": (lambda net: fill_in(net, recording()[0] * torch.nan, recording()[1]),
+                           "audio"),
+    "uneven masks": (lambda net: net(torch.randn(2, 7, 2048), torch.rand(2, 7, 3),
+                                     Known(known(6).placed.expand(2, -1), torch.stack(
+                                         [known(6).heard, known(6, silent=[0]).heard]))),
+                     "heard: from 5 to 6"),
+    "masks of numbers": (lambda net: net(torch.randn(1, 7, 2048), torch.rand(1, 7, 3),
+                                         Known(torch.ones(7), torch.ones(7))), "placed: shape"),
+    "told where she is": (lambda net: net(torch.randn(1, 7, 2048), torch.rand(1, 7, 3),
+                                          Known(*torch.ones(2, 7, dtype=torch.bool))),
+                          "slot 0 is the talker"),
 }
 
 
@@ -284,6 +306,59 @@ def test_bad_input_is_named(tiny, name):
 
 def test_weights_that_are_missing_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="card.json"): load_wav2pos(tmp_path)
+    with pytest.raises(FileNotFoundError, match="card.json"): load_trained(tmp_path)
+
+
+@pytest.mark.parametrize("given, told", [
+    ([], "pairs='ngcc' needs the trained net"),
+    (["-p", "ngcc=nowhere"], "ngcc='nowhere': is no file, and no folder with weights.safetensors")])
+def test_an_experiment_without_its_ngcc_names_it(given, told, tmp_path):
+    "The cells up to the check, without a kernel."
+    notebook = find_experiment("wav2pos")
+    values = dict(word.split("=") for word in given if word != "-p") | {"pairs": "ngcc"}
+    names = resolve_parameters(notebook, values, "smoke", 0)
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(told)):
+        for cell in nbformat.read(notebook, as_version=4).cells:
+            if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
+                exec(cell.source, names)
+
+
+def test_a_run_of_ngcc_phat_serves_the_next_command(tmp_path):
+    "Two commands and a folder of runs that was empty."
+    done = in_process("run", "ngcc_reference", "--profile", "smoke", "-p", "n_places=2", "-p",
+                      "windows=1", runs=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder, = (tmp_path / "ngcc_reference").iterdir()
+    assert load_trained(folder).front.layers[3].in_channels == 32
+    done = in_process("run", "wav2pos", "--profile", "smoke", "-p", "pairs=ngcc", "-p",
+                      f"ngcc={folder}", "-p", "n_test=2", "-p", "n_slow=1", runs=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder, = (tmp_path / "wav2pos").iterdir()
+    rows = json.loads((folder / "metrics.json").read_text())["rows"]
+    assert {"wav2pos", "NGCC-PHAT + multilateration"} <= {row["method"] for row in rows}
+
+
+@pytest.mark.parametrize("method", ["wav2pos", "ngcc_multilateration"])
+def test_locate_on_a_recording(method, tmp_path):
+    "A noise in a room without echoes, from the file to the table; both methods find it."
+    mics = torch.tensor([[1.7, 2.1, 0.0], [3.2, 1.9, 2.0], [2.4, 0.0, 1.1], [0.0, 3.3, 0.7],
+                         [5.0, 1.4, 1.4], [2.9, 5.0, 0.6]])
+    talker, g = torch.tensor([3.1, 3.6, 1.2]), torch.Generator().manual_seed(0)
+    if method == "ngcc_multilateration":  # its weights know small arrays
+        mics = torch.tensor([2.5, 2.5, 1.0]) + 0.25 * torch.cat([torch.eye(3), -torch.eye(3)])
+    sound = torch.randn(16000, generator=g)
+    heard = reverberate(sound, rirs(Room(wav2pos.ROOM, 0.0), talker, mics, 16000))
+    heard = add_noise(heard, 20.0, g)
+    soundfile.write(tmp_path / "six.wav", (heard / heard.abs().max() / 2).T.numpy(), 16000)
+    (tmp_path / "array.yaml").write_text(
+        "name: six\nsource: a test\nrate: 16000\npositions:\n"
+        + "".join(f"  - {[round(v, 4) for v in m]}\n" for m in mics.tolist()))
+    done = in_process("locate", tmp_path / "six.wav", "--array", tmp_path / "array.yaml",
+                      "--method", method, "--room", "5,5,2", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(next((tmp_path / "out").glob("*.csv")))
+    off = ((table[["x_m", "y_m", "z_m"]] - talker.numpy()) ** 2).sum(axis=1) ** 0.5
+    assert off.median() < 0.4
 
 
 def test_scenes_are_kept_resumed_and_others_refused(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ Docs: https://ssl-nb.github.io/ssl_nb/06_masked/ngcc_phat.html.md"""
 __all__ = ['EPS', 'HEADS', 'BETAS', 'DECODINGS', 'sinc_bank', 'circular_filter', 'SincFilters', 'PlainFilters', 'circular_conv',
            'CircularConv', 'TimeNorm', 'FrontEnd', 'channel_gcc', 'NgccPhat', 'beta_image', 'PgccPhat', 'lag_targets',
            'DelayLoss', 'Lag', 'decode_lags', 'load_published', 'unit_level', 'DelayScenes', 'delay_error',
-           'load_trained', 'NgccMultilateration']
+           'save_trained', 'load_trained', 'NgccMultilateration']
 
 # %% ../../nbs/06_masked/01_ngcc_phat.ipynb #91d84458
 import json, math
@@ -608,6 +608,23 @@ def delay_error(model, batch) -> Float[Tensor, "batch"]:
     "Mean absolute error over the pairs of each example, samples: a metric for `fit`."
     found = decode_lags(model.pairwise(batch["audio"]), "median").delay
     return (found - batch["delays"]).abs().mean(-1)
+
+# %% ../../nbs/06_masked/01_ngcc_phat.ipynb #04a251bb
+@door(folder=as_path)
+def save_trained(net: NgccPhat, folder: str | Path, card: dict | None = None) -> Path:
+    "Write weights and a card. Raises `ValueError` beyond 4 MB."
+    from safetensors.torch import save_file
+    state = {name: v.detach().cpu().contiguous() for name, v in net.state_dict().items()}
+    size = sum(v.numel() * v.element_size() for v in state.values())
+    if size > 4e6: raise ValueError(f"net: takes {size / 1e6:.1f} MB, at most 4 MB are kept")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / "weights.safetensors")
+    first, second = net.front.layers[0], net.front.layers[3]
+    sizes = dict(max_lag=net.max_lag, width=second.in_channels, taps=net.taps, head=net.kind,
+                 use_sinc=isinstance(first, SincFilters), fs=net.fs)
+    text = json.dumps({"net": sizes, **(card or {})}, indent=1)
+    (folder / "card.json").write_text(text + "\n", encoding="utf-8")
+    return folder
 
 # %% ../../nbs/06_masked/01_ngcc_phat.ipynb #23689bf3
 @door(folder=as_path)

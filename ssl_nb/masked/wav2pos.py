@@ -100,11 +100,11 @@ def place_embedding(width: int) -> nn.Sequential:
                          TokenNorm(width))
 
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #a6e9666a
-def place_head(inputs: int, hidden: int) -> nn.Sequential:
-    "Features to a position."
+def place_head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    "Features to a position, and to what else is asked for."
     return nn.Sequential(nn.Linear(inputs, hidden), TokenNorm(hidden), nn.GELU(),
                          nn.Linear(hidden, hidden // 2), TokenNorm(hidden // 2), nn.GELU(),
-                         nn.Linear(hidden // 2, 3))
+                         nn.Linear(hidden // 2, outputs))
 
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #ddea0520
 class Block(nn.Module):
@@ -132,7 +132,7 @@ class Block(nn.Module):
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #23db47d7
 # 9 x 9 x 5 points over the room, in standard deviations of the talkers' places
 CELLS = torch.cartesian_prod(*[torch.linspace(-1.6, 1.6, n) for n in (9, 9, 5)])
-WIDE, NARROW = 16, 4  # lags on each side that a lag is spread over
+WIDE, NARROW = 16, 4  # lags on each side that a lag is spread over, at cells and at fine points
 
 def spread_over(lags: Float[Tensor, "batch pairs lags"], reach: int
                 ) -> Float[Tensor, "batch pairs lags"]:
@@ -140,11 +140,12 @@ def spread_over(lags: Float[Tensor, "batch pairs lags"], reach: int
     hat = (1 - torch.arange(-reach, reach + 1).abs() / (reach + 1)).to(lags)
     return F.conv1d(lags.flatten(0, 1)[:, None], hat[None, None], padding=reach).reshape(lags.shape)
 
-def softened(lags: Float[Tensor, "batch pairs lags"]) -> Float[Tensor, "batch pairs lags"]:
+def softened(lags: Float[Tensor, "batch pairs lags"], reach: int = WIDE,
+             weight: float = 1.0) -> Float[Tensor, "batch pairs lags"]:
     "Correlations sharpened to a distribution over lags, then spread over neighbours: equation (6)."
     spread = lags.std(-1, keepdim=True).clamp(min=1e-8)
-    sharp = ((lags - lags.mean(-1, keepdim=True)) / spread).softmax(-1)
-    return (spread_over(sharp, WIDE) + 1e-3).log10() + 1.5
+    sharp = (weight * (lags - lags.mean(-1, keepdim=True)) / spread).softmax(-1)
+    return (spread_over(sharp, reach) + 1e-3).log10() + 1.5
 
 def delay_map(curves: Float[Tensor, "batch pairs lags"],  # from `softened`
               to_points: Float[Tensor, "batch heard points"],  # distance of each slot, samples
@@ -268,8 +269,10 @@ def _make_decoder(self, width, hidden, window):
     parts = 2 if self.pairs == "none" else 3
     inputs = len(CELLS) if self.pairs == "map" else 2 * self.max_lag + 1
     if parts == 3: self.mixer = PairMixer(width, inputs, hidden)
-    self.to_talker, self.to_mic = (place_head(parts * width, hidden) for _ in range(2))
-    if self.pairs == "map": self.to_trust = nn.Linear(parts * width, len(TRUST))
+    # with a map, the talker's head sees its answers and says how much to trust each
+    k = len(TRUST) if self.pairs == "map" else 0
+    self.to_talker = place_head(parts * width + 3 * k, hidden, 3 + k)
+    self.to_mic = place_head(parts * width, hidden, 3)
     self.to_audio = nn.Linear(width, window)
     self.unused = nn.LayerNorm(window)  # stands in the published net, which never calls it
 
@@ -342,7 +345,8 @@ def pair_features(net: Wav2pos, lags: Float[Tensor, "batch pairs lags"] | None,
         apart[:, 0] = 0
         return _chosen(apart * (16000 / SPEED_OF_SOUND), given.heard)
     return PairWords(delay_map(softened(lags), far(CELLS)) * both,
-                     steered_answers(spread_over(lags, NARROW) * both, far(FINE), FINE.to(places)))
+                     steered_answers(softened(lags, NARROW, 2.0) * both, far(FINE),
+                                     FINE.to(places)))
 
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #934b0137
 def decode(net: Wav2pos, tokens: Float[Tensor, "batch known width"],
@@ -357,10 +361,13 @@ def decode(net: Wav2pos, tokens: Float[Tensor, "batch known width"],
     if words.each is not None:
         parts.append(net.mixer(_chosen(place, given.heard), words.each).expand_as(place))
     talker, mics = torch.cat(parts, -1).split([1, slots - 1], 1)
-    normal = torch.cat([net.to_talker(talker), net.to_mic(mics)], 1)
     if words.answers is not None:
-        trust = net.to_trust(talker).softmax(-1)
-        normal = torch.cat([normal[:, :1] + trust @ words.answers, normal[:, 1:]], 1)
+        talker = torch.cat([talker, words.answers.flatten(1)[:, None]], -1)
+    found, trust = net.to_talker(talker).tensor_split([3], -1)
+    if words.answers is not None:  # no correction where the cautious and the certain agree
+        apart = (words.answers[:, 2:3] - words.answers[:, -1:]).norm(dim=-1, keepdim=True)
+        found = apart * found.tanh() + trust.softmax(-1) @ words.answers
+    normal = torch.cat([found, net.to_mic(mics)], 1)
     return Filled(net.centre + net.scale * normal, net.to_audio(sound))
 
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #1aac56e9
@@ -729,7 +736,7 @@ class Found(NamedTuple):
       unplaced=_as_microphones, silent=_as_microphones)
 def fill_in(net: Wav2pos, audio: Float[Tensor, "*batch mics time"],
             mics: Float[Tensor, "*#batch mics 3"],  # m
-            emitted: Float[Tensor, "*batch time"] | None = None,  # what the talker said, same clock
+            emitted: Float[Tensor, "*batch said"] | None = None,  # what the talker said, same clock
             unplaced: Sequence[int] = (),  # microphones whose rows in `mics` are not to be read
             silent: Sequence[int] = (),  # microphones whose sound is not to be read
             ) -> Found:
@@ -737,9 +744,10 @@ def fill_in(net: Wav2pos, audio: Float[Tensor, "*batch mics time"],
     that the net was not trained with, for silent channels and where too much is hidden."""
     match_channels(audio, mics)
     lead, n = audio.shape[:-2], audio.shape[-2]
-    if audio.shape[-1] != net.window:
-        raise ValueError(f"audio: has {audio.shape[-1]} samples, this net takes windows of "
-                         f"{net.window}")
+    for name, signal in (("audio", audio), ("emitted", emitted)):
+        if signal is not None and signal.shape[-1] != net.window:
+            raise ValueError(f"{name}: has {signal.shape[-1]} samples, this net takes windows of "
+                             f"{net.window}")
     low, high = net.counts
     if not low <= n <= high:
         raise ValueError(f"mics: {n}, this net was trained with {low} to {high}")
@@ -788,7 +796,7 @@ def attention_to_mics(net: Wav2pos, audio: Float[Tensor, "batch slots time"],
 # %% ../../nbs/06_masked/02_wav2pos.ipynb #5423d542
 def talker_tokens(net: Wav2pos, audio: Float[Tensor, "batch slots time"],
                   places: Float[Tensor, "batch slots 3"], given: Known) -> list[Tensor]:
-    "The talker's token before the decoder, after each of its blocks, and with the pairs' features."
+    "Her token before the decoder, after each of its blocks, and with pairs' features and answers."
     seen, hooks = [], []
     keep = lambda block, inputs, output: seen.append((inputs[0][:, 0], output[:, 0]))
     hooks = [block.register_forward_hook(keep) for block in net.decoder]
