@@ -21,7 +21,7 @@ from ..acoustics.geometry import hyperbola, max_pair_tdoas, tangent_basis, tdoas
 from ..arguments import (as_delays, as_finite, as_numbers, as_pairs, as_points, as_positions,
                               as_seed, as_speed, as_tensor, as_unit_vectors, choice, count, door,
                               number)
-from .trust import Calibration, trust_of
+from .trust import Calibration
 
 # %% ../../nbs/02_classical/02_multilateration.ipynb #1f30443d
 def _different(mics) -> int:
