@@ -156,6 +156,8 @@ def doa_py_map(mics, recording, length, bins):
     angles = np.stack([phi.ravel(), theta.ravel()])
     def compute():
         spectra, total = stft(recording, length).numpy(), 0
+        # the library takes the mean off; with their negatives the frames have none
+        spectra = np.concatenate([spectra, -spectra], -1)
         for k in bins:
             # the library's waves travel at 3e8 m/s, away from the array
             found = narrow(spectra[:, k].conj(), 1, array, k * 16000 / length * 3e8 / 343.0,

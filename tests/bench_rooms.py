@@ -66,8 +66,8 @@ for t60, part in ((0.2, 30), (0.6, 10)):
         lambda t60=t60, part=part: image_row(t60, part))
 
 
-# commit dd71899 took 1.6 times as long, and 1.5 times at T60 0.2 s, measured in turns in one process
-# on the AMD EPYC of data/bench, load 7
+# commit dd71899 took 1.6 times as long, and 1.5 times at T60 0.2 s, measured in turns in one
+# process on the AMD EPYC of data/bench, load 7
 @row("rir_hybrid_06", "RIR, hybrid, 30 microphones, T60 0.6 s")
 def _():
     room, (source, mics) = Room(SIZE, 0.6), points(30)

@@ -73,7 +73,7 @@ def _():
 @row("loading_bank", "64 visits of 4 x 16000 to a SceneBank, T60 0.2 to 0.6 s")
 def _():
     bank, order = SceneBank(SQUARE, 256, per_room=16), batches()
-    n = bank.n
+    n = sum(r["n"] for r in bank.rooms) / len(bank.rooms)
     return Case(lambda: bank.__getitems__(next(order)),
                 work={"fft": 5 / 4 * 2.5 * n * 14.6 * 64 * 4}, share="training_step")
 

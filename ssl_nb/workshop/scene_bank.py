@@ -173,6 +173,18 @@ def _visit(bank, indices: list[int], gs: list[torch.Generator],
                "sources": r["sources"][k], "words": words, "size": r["size"], "t60": r["t60"],
                "snr_db": torch.tensor(snr_db)}
 
+# %% ../../nbs/03_workshop/04_scene_bank.ipynb #3db50e8c
+def _visits(bank, numbers: list[int], gs: list[torch.Generator]) -> list[dict[str, Tensor]]:
+    "Scenes of a bank in their order, computed by length of their transforms."
+    lengths = [bank.rooms[i // bank.per_room]["n"] for i in numbers]
+    scenes = [None] * len(numbers)
+    for n in set(lengths):
+        at = [k for k, length in enumerate(lengths) if length == n]
+        for some in (at[i:i + 64] for i in range(0, len(at), 64)):
+            made = _visit(bank, [numbers[k] for k in some], [gs[k] for k in some], n)
+            for k, scene in zip(some, made): scenes[k] = scene
+    return scenes
+
 # %% ../../nbs/03_workshop/04_scene_bank.ipynb #f110810d
 SPECTRA_KEPT = 2**30  # bytes
 TOGETHER = 4  # scenes
@@ -212,14 +224,7 @@ class SceneBank(torch.utils.data.Dataset):
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
         "The scenes of some indices, computed together. A data loader asks for its batches here."
         numbers = [as_index(i, self.count) for i in indices]
-        gs, scenes = _chances(self, numbers), [None] * len(numbers)
-        lengths = [self.rooms[i // self.per_room]["n"] for i in numbers]
-        for n in set(lengths):
-            at = [k for k, length in enumerate(lengths) if length == n]
-            for some in (at[i:i + 64] for i in range(0, len(at), 64)):
-                made = _visit(self, [numbers[k] for k in some], [gs[k] for k in some], n)
-                for k, scene in zip(some, made): scenes[k] = scene
-        return scenes
+        return _visits(self, numbers, _chances(self, numbers))
 
 # %% ../../nbs/03_workshop/04_scene_bank.ipynb #3601149c
 def _rooms(bank: SceneBank, progress: bool) -> list[dict]:
