@@ -67,6 +67,14 @@ def _(device="cpu"): return gcc_case(noise(100, 12, 4096, device=device), 32)
 def _(device="cpu"): return gcc_case(noise(4, 8000, device=device), 400)
 
 
+@row("gcc_six", "GCC-PHAT, 6 microphones, one frame of 8000, 801 lags")
+def _(device="cpu"): return gcc_case(noise(6, 8000, device=device), 400)
+
+
+@row("gcc_six_frames", "GCC-PHAT, 6 microphones, 64 frames of 8000, 801 lags")
+def _(device="cpu"): return gcc_case(noise(64, 6, 8000, device=device), 400)
+
+
 @growth("gcc_mics", "GCC-PHAT of 50 frames of 4096 against microphones", (4, 8, 16, 32))
 def _(mics):
     audio = noise(50, mics, 4096)
