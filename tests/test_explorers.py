@@ -27,7 +27,8 @@ def test_wav2pos_states_and_distances():
     "A microphone goes on, hidden, off, and skips what would leave too few."
     once = "[0, 1, 2].reduce((s, _) => [...s, turned(s.at(-1), 0)], [[0, 0, 0, 0, 0, 0]])"
     told = in_node("wav2pos", f"""[{once}, turned([0, 0, 0, 0, 2, 2], 0),
-        turned([1, 0, 0, 0, 2, 2], 0), turned([0, 0, 1, 1, 1, 1], 0), allowed([0, 0, 0, 2, 2, 2]), distance([1, 2, 3], [4, 6, 3])]""")
+        turned([1, 0, 0, 0, 2, 2], 0), turned([0, 0, 1, 1, 1, 1], 0),
+        allowed([0, 0, 0, 2, 2, 2]), distance([1, 2, 3], [4, 6, 3])]""")
     assert [s[0] for s in told[0]] == [0, 1, 2, 0]
     assert told[1][0] == 1 and told[2][0] == 0 and told[3][0] == 0
     assert told[4] is False and told[5] == 5

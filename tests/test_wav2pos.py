@@ -331,7 +331,8 @@ def test_a_run_of_ngcc_phat_serves_the_next_command(tmp_path):
     folder, = (tmp_path / "ngcc_reference").iterdir()
     assert load_trained(folder).front.layers[3].in_channels == 32
     done = in_process("run", "wav2pos", "--profile", "smoke", "-p", "pairs=ngcc", "-p",
-                      f"ngcc={folder}", "-p", "n_test=2", "-p", "n_slow=1", runs=tmp_path)
+                      f"ngcc={folder}", "-p", "n_scenes=32", "-p", "n_test=2", "-p", "n_slow=1",
+                      runs=tmp_path)
     assert done.returncode == 0, done.stderr
     folder, = (tmp_path / "wav2pos").iterdir()
     rows = json.loads((folder / "metrics.json").read_text())["rows"]
