@@ -114,7 +114,10 @@ class PowerMaps(nn.Module):
 
     @door(maps=as_finite)
     def peaks(self, maps: Float[Tensor, "*batch elevations azimuths"]) -> Float[Tensor, "*batch 3"]:
-        "The direction of the highest point of each map."
+        "The direction of the highest point of each map. Raises `ValueError` for another grid."
+        if maps.shape[-2:] != self.directions.shape[:2]:
+            raise ValueError(f"maps: shape {tuple(maps.shape)}, needs (*batch, "
+                             f"{', '.join(map(str, self.directions.shape[:2]))})")
         return self.directions.flatten(0, 1)[maps.flatten(-2).argmax(-1)]
 
 # %% ../../nbs/07_variational/03_supervised_trackers.ipynb #b5339f55
@@ -124,6 +127,9 @@ def map_planes(maps: Float[Tensor, "*batch frames elevations azimuths"],
                ) -> Float[Tensor, "*batch planes frames elevations azimuths"]:
     """What Cross3D is told: the map without its mean, its maximum at 1, and the row and column of
     its highest point as planes; zeros where nobody talks, equation (5)."""
+    if active is not None and active.shape != maps.shape[:-2]:
+        raise ValueError(f"active: shape {tuple(active.shape)}, needs {tuple(maps.shape[:-2])} "
+                         f"as maps")
     level = maps - maps.mean((-2, -1), keepdim=True)
     level = level / level.amax((-2, -1), keepdim=True).clamp(min=1e-12)
     row, column = torch.unravel_index(maps.flatten(-2).argmax(-1), maps.shape[-2:])
@@ -241,6 +247,7 @@ class Cross3D(nn.Module):
         return found.reshape(*planes.shape[:-4], *found.shape[1:])
 
 # %% ../../nbs/07_variational/03_supervised_trackers.ipynb #2dc8fbfb
+@door(n_mics=count(4, 12), generator=as_generator)
 def draw_array(n_mics: int, generator: torch.Generator) -> Float[Tensor, "mics 3"]:  # m
     "Microphones around a centre: of the robot's head, on a sphere, or in a level plane."
     kind, radius = torch.rand(2, generator=generator).tolist()
@@ -256,14 +263,18 @@ def draw_array(n_mics: int, generator: torch.Generator) -> Float[Tensor, "mics 3
             return mics
 
 # %% ../../nbs/07_variational/03_supervised_trackers.ipynb #5a33053e
+@door(n_mics=count(4, 12), seconds=number("s", least=1.1, most=1000),
+      voices=instance(Speech, "from `speech`"), generator=as_generator)
 def draw_walk(n_mics: int, seconds: float, voices: Speech,
               generator: torch.Generator) -> dict[str, Tensor]:
-    "A talker who moves past an array: audio, places, directions and activity of every step."
+    """A talker who moves past an array: `audio`, `mics` about their centre (m), and `directions`
+    and activity (`active`) at every step of `step_times`."""
     draw = lambda low, high: float(torch.empty(()).uniform_(low, high, generator=generator))
     room = Room((draw(3, 8), draw(3, 7), draw(2.5, 4)), t60=draw(0.2, 0.9))
     mics = draw_array(n_mics, generator)
-    centre = torch.tensor([draw(0.1, 0.9), draw(0.1, 0.9), draw(0.2, 0.5)]) * torch.tensor(room.size)
-    centre = centre.clamp(min=0.2).minimum(torch.tensor(room.size) - 0.2)
+    size = torch.tensor(room.size)
+    share = torch.tensor([draw(0.1, 0.9), draw(0.1, 0.9), draw(0.2, 0.5)])
+    centre = (share * size).clamp(min=0.2).minimum(size - 0.2)
     while True:  # nobody walks into the array
         path = random_trajectory(room, seconds, generator)
         if draw(0, 1) < 0.25: path = Trajectory([0.0], path.positions[:1])
@@ -298,6 +309,9 @@ class Walks(torch.utils.data.Dataset):
                  directions: Float[Tensor, "walks steps 3"], active: Bool[Tensor, "walks steps"],
                  visits: int = 0,  # of a walk in an epoch; 0: one, whole and as it is
                  pairs: int = 8, steps: int = 2):  # of a visit
+        if visits and not (1 <= steps <= directions.shape[1] and 1 <= pairs <= gcc.shape[1]):
+            raise ValueError(f"steps={steps}, pairs={pairs}: must be from 1 to "
+                             f"{directions.shape[1]} and to {gcc.shape[1]}, as the walks have")
         self.gcc, self.mics, self.directions, self.active = gcc, mics, directions, active
         self.visits, self.pairs, self.steps = visits, pairs, steps
 
