@@ -2,16 +2,15 @@
 
     python data/make_neural_srp.py draw train 0 600 FOLDER     # numbers of the walks
     python data/make_neural_srp.py draw valid 0 48 FOLDER
-    python data/make_neural_srp.py draw test 0 40 FOLDER       # also 1000 1040 and 2000 2040
+    python data/make_neural_srp.py draw test 0 40 FOLDER       # also 1000 1040 and 2000 2030
     python data/make_neural_srp.py train 0 FOLDER              # seed; goes on where it was stopped
     python data/make_neural_srp.py measure WEIGHTS FOLDER      # folder of weights and card
 
-Training has two stages: stretches of two answers (0.96 s each) of 80 walks at a time, then whole
-walks. Walks of the test split have unheard voices and new rooms, and come with the answers of
+A training batch holds stretches of two answers (0.96 s each) of 80 walks. Walks of the test split have unheard voices and new rooms, and come with the answers of
 steered power; `measure` writes FOLDER/measured.csv, one row for each kind of array, method and
 thousand of the walks' numbers (a seed).
 """
-import sys
+import sys, warnings
 from pathlib import Path
 
 import pandas as pd
@@ -32,8 +31,8 @@ from ssl_nb.workshop.training import Cosine, fit
 
 MICS, SECONDS, PARTS = 6, 10.0, 200  # of a walk; walks in a file
 SEEDS = {"train": 0, "valid": 10**6, "test": 2 * 10**6}
-SHORT = dict(visits=8, batch=80, steps=2, epochs=16, lr=2e-3, warmup=0.5)
-LONG = dict(visits=1, batch=16, steps=10, epochs=3, lr=3e-4, warmup=0)
+warnings.filterwarnings("ignore", message="mics: they lie in a plane")
+VISITS, BATCH, EPOCHS, LR = 8, 80, 8, 2e-3
 
 
 def draw(split, first, last, folder):
@@ -66,14 +65,11 @@ def train(seed, folder):
     torch.manual_seed(seed)
     net = NeuralSrp().to(memory_format=torch.channels_last)
     valid = DataLoader(walks("valid", folder), batch_size=8)
-    for name, o in (("short", SHORT), ("long", LONG)):
-        loader = DataLoader(walks("train", folder, visits=o["visits"], steps=o["steps"]),
-                            batch_size=o["batch"], shuffle=True)
-        history = fit(net, loader, valid, direction_loss, epochs=o["epochs"], lr=o["lr"],
-                      schedule=Cosine(warmup=o["warmup"], floor=0.02), clip=1.0, precision="bf16",
-                      metrics={"degrees": degrees}, folder=folder / f"seed{seed}" / name, seed=seed,
-                      progress=False, device="cpu")
-        print(history.table.to_string(), flush=True)
+    loader = DataLoader(walks("train", folder, visits=VISITS), batch_size=BATCH, shuffle=True)
+    history = fit(net, loader, valid, direction_loss, epochs=EPOCHS, lr=LR, clip=1.0,
+                  schedule=Cosine(warmup=0.5, floor=0.02), precision="bf16", device="cpu",
+                  metrics={"degrees": degrees}, folder=folder / f"seed{seed}", seed=seed)
+    print(history.table.to_string())
     save_file({k: v.half().contiguous() if v.is_floating_point() else v
                for k, v in net.state_dict().items()}, folder / f"seed{seed}" / "weights.safetensors")
 

@@ -262,8 +262,8 @@ def test_the_loss_counts_steps_with_speech_only():
 
 def test_a_drawn_walk_is_what_it_says():
     walk = m.draw_walk(6, 3.0, speech("train"), gen(1))
-    assert walk["audio"].shape == (6, 48000) and walk["directions"].shape == (2, 3)
-    assert walk["active"].shape == (2,) and walk["directions"].norm(dim=-1).allclose(torch.ones(2))
+    assert walk["audio"].shape == (6, 48000) and walk["directions"].shape == (3, 3)
+    assert walk["active"].shape == (3,) and walk["directions"].norm(dim=-1).allclose(torch.ones(3))
     again = m.draw_walk(6, 3.0, speech("train"), gen(1))
     assert all(walk[k].equal(again[k]) for k in walk)
 
@@ -334,6 +334,7 @@ def bad_calls():
     yield lambda: net(torch.zeros(3, 20, 64), torch.zeros(3, 5)), "places"
     yield lambda: m.NeuralSrp(bins=4), "bins"
     yield lambda: m.Cross3D(1, 8), "elevations"
+    yield lambda: m.Cross3D(4, 9), "azimuths"
     yield lambda: m.Cross3D(4, 8)(torch.zeros(2, 5, 4, 8)), "planes"
     yield lambda: m.Cross3D(4, 8)(torch.zeros(3, 5, 8, 4)), "planes"
     yield lambda: m.map_planes(torch.zeros(5, 4, 8) / 0), "maps"

@@ -225,6 +225,8 @@ class Cross3D(nn.Module):
     @door(elevations=count(2), azimuths=count(2))
     def __init__(self, elevations: int = 32, azimuths: int = 64):
         super().__init__()
+        if azimuths % 2:
+            raise ValueError(f"azimuths={azimuths}: must be even, so that each has an opposite one")
         self.shape, width = (elevations, azimuths), 32
         depth = min(4, int(math.log2(min(self.shape))))
         self.first = nn.Sequential(_PastConv3d(3, width, 5), nn.PReLU(width))
