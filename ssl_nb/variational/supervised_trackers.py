@@ -123,10 +123,10 @@ class PowerMaps(nn.Module):
 # %% ../../nbs/07_variational/03_supervised_trackers.ipynb #b5339f55
 @door(maps=as_finite, active=as_mask)
 def map_planes(maps: Float[Tensor, "*batch frames elevations azimuths"],
-               active: Bool[Tensor, "*batch frames"] | None = None,  # somebody talks; always if None
+               active: Bool[Tensor, "*batch frames"] | None = None,  # True: speech; all if None
                ) -> Float[Tensor, "*batch planes frames elevations azimuths"]:
     """What Cross3D is told: the map without its mean, its maximum at 1, and the row and column of
-    its highest point as planes; zeros where nobody talks, equation (5)."""
+    its highest point as planes; zeros where nobody talks, equation (3)."""
     if active is not None and active.shape != maps.shape[:-2]:
         raise ValueError(f"active: shape {tuple(active.shape)}, needs {tuple(maps.shape[:-2])} "
                          f"as maps")
@@ -302,7 +302,7 @@ def step_activity(active: Bool[Tensor, "ticks"],  # every 20 ms, from a scene
     return active.float().unfold(0, n, hop)[:steps].mean(-1) > 2 / 3
 
 # %% ../../nbs/07_variational/03_supervised_trackers.ipynb #3b9d33c0
-class Walks(torch.utils.data.Dataset):
+class Walks(Dataset):
     """Recordings of `draw_walk` as correlations. A visit in training takes some pairs and a
     stretch of time, turns the whole scene about the vertical, and may mirror it: the physics stay
     true."""
@@ -345,7 +345,7 @@ def _turned(gcc, mics, u, pairs):
 
 # %% ../../nbs/07_variational/03_supervised_trackers.ipynb #4baddc9e
 def direction_loss(model, batch, epoch) -> Float[Tensor, ""]:
-    "Mean absolute error of the coordinates over the steps with speech, equation (4)."
+    "Mean absolute error of the coordinates over the steps with speech, equation (5)."
     off = (model(batch["gcc"], batch["places"]) - batch["directions"]).abs().mean(-1)
     heard = batch["active"].to(off)
     return ((off * heard).sum(-1) / heard.sum(-1).clamp(min=1)).mean()
@@ -383,7 +383,8 @@ class NeuralSrpLocalizer:
         with torch.no_grad():
             found = self.net(*pair_features(call.audio, call.mics @ upright.mT, call.fs))
         steps = step_times(call.audio.shape[-1], call.fs)
-        u = canonical(F.normalize(_between(found, steps, times) @ upright, dim=-1), dimensions, axes)
+        u = F.normalize(_between(found, steps, times) @ upright, dim=-1)
+        u = canonical(u, dimensions, axes)
         u = u.where(heard[:, None] > 0.5, torch.nan).unsqueeze(1)
         none = torch.full_like(u[..., 0], torch.nan)
         return Estimate(times, u, none, heard.unsqueeze(1), True, none)
@@ -391,11 +392,12 @@ class NeuralSrpLocalizer:
 # %% ../../nbs/07_variational/03_supervised_trackers.ipynb #4cbb5da7
 def _checked(call):
     "What the array spans. Raises `ValueError` for what the net was not made for."
-    if call.fs < 16000: raise ValueError(f"fs={call.fs} Hz: method 'neural_srp' needs 16000 or more")
+    if call.fs < 16000:
+        raise ValueError(f"fs={call.fs} Hz: method 'neural_srp' needs 16000 or more")
     least = WINDOW_S + (POOL - 1) * HOP_S
     if call.audio.shape[-1] < round(WINDOW_S * call.fs) + (POOL - 1) * round(HOP_S * call.fs):
-        raise ValueError(f"audio: {call.audio.shape[-1] / call.fs:.3g} s, method 'neural_srp' needs "
-                         f"{least:.3g} s")
+        raise ValueError(f"audio: {call.audio.shape[-1] / call.fs:.3g} s, method 'neural_srp' "
+                         f"needs {least:.3g} s")
     dimensions, axes = spans(call.mics)
     if dimensions < 2:
         raise ValueError("mics: stand on a line, method 'neural_srp' needs a plane or more")
