@@ -1,8 +1,8 @@
 """Draw walks, train Neural-SRP on them, and measure it beside steered power in unseen rooms.
 
-    python data/make_neural_srp.py draw train 0 600 FOLDER     # numbers of the walks
+    python data/make_neural_srp.py draw train 0 600 FOLDER     # walks
     python data/make_neural_srp.py draw valid 0 48 FOLDER
-    python data/make_neural_srp.py draw test 0 40 FOLDER       # also 1000 1040 and 2000 2030
+    python data/make_neural_srp.py draw test 0 40 FOLDER    # also 1000 1040, 2000 2030
     python data/make_neural_srp.py train 0 FOLDER              # seed; goes on where it was stopped
     python data/make_neural_srp.py measure WEIGHTS FOLDER      # folder of weights and card
 
@@ -70,8 +70,9 @@ def train(seed, folder):
                   schedule=Cosine(warmup=0.5, floor=0.02), precision="bf16", device="cpu",
                   metrics={"degrees": degrees}, folder=folder / f"seed{seed}", seed=seed)
     print(history.table.to_string())
-    save_file({k: v.half().contiguous() if v.is_floating_point() else v
-               for k, v in net.state_dict().items()}, folder / f"seed{seed}" / "weights.safetensors")
+    half = {k: v.half().contiguous() if v.is_floating_point() else v
+            for k, v in net.state_dict().items()}
+    save_file(half, folder / f"seed{seed}" / "weights.safetensors")
 
 
 METHODS = ("map of 64 x 32, one frame", "map of 64 x 32, mean of five", "steered power, one frame",
