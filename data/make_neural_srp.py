@@ -6,9 +6,10 @@
     python data/make_neural_srp.py train 0 FOLDER              # seed; goes on where it was stopped
     python data/make_neural_srp.py measure WEIGHTS FOLDER      # folder of weights and card
 
-A training batch holds stretches of two answers (0.96 s each) of 80 walks. Walks of the test split
-have unheard voices and new rooms, and come with the answers of steered power; `measure` writes FOLDER/measured.csv, one row for each kind of array, method and
-thousand of the walks' numbers (a seed).
+A training batch holds stretches of two answers (1.92 s) of 80 walks. Walks of the test split have
+unheard voices and new rooms, and come with the answers of steered power; `measure` writes
+FOLDER/measured.csv, one row for each kind of array, method and thousand of the walks' numbers (a
+seed).
 """
 import sys, warnings
 from pathlib import Path
