@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 NOTATION = ROOT / "nbs" / "00_start" / "02_notation.ipynb"
 # here every chapter has a list
-PARTS = {"acoustics", "classical", "end_to_end", "labels", "masked"}
+PARTS = {"acoustics", "classical", "end_to_end", "labels", "masked", "variational"}
 GREEK = ("alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu "
          "nu xi pi rho sigma varsigma tau upsilon phi varphi chi psi omega Gamma Delta Theta "
          "Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell").split()

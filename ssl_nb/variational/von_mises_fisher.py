@@ -134,7 +134,7 @@ def cone_level(directions: Float[Tensor, "*#batch 3"], mean: Float[Tensor, "*#ba
 # %% ../../nbs/07_variational/01_von_mises_fisher.ipynb #cc99d759
 @door(directions=as_unit_vectors, weights=partial(as_numbers, least=0))
 def vmf_fit(directions: Float[Tensor, "*batch n 3"],  # unit vectors, at least two different ones
-            weights: Float[Tensor, "*batch n"] | None = None,  # of the directions; alike if None
+            weights: Float[Tensor, "..."] | None = None,  # (*batch, n), alike if None
             ) -> tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch"]]:
     """Mean direction and concentration of the largest likelihood, equation (9). Raises `ValueError`
     where there is no such thing: all directions alike, or none that stands out."""
