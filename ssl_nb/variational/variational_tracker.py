@@ -6,8 +6,8 @@ Docs: https://ssl-nb.github.io/ssl_nb/07_variational/variational_tracker.html.md
 
 # %% auto #0
 __all__ = ['WINDOW', 'HOP', 'BINS', 'delay_axis', 'pair_features', 'frame_activity', 'pooled_in_time', 'Answer', 'PairBlock',
-           'VariationalTracker', 'predicted_lags', 'delay_log_probabilities', 'heard_distribution', 'PhysicsDecoder',
-           'VariationalAutoencoder', 'variational_loss', 'bound_metric', 'Subarrays']
+           'VariationalTracker', 'predicted_lags', 'delay_log_probabilities', 'standardized', 'heard_distribution',
+           'PhysicsDecoder', 'VariationalAutoencoder', 'variational_loss', 'bound_metric', 'Subarrays']
 
 # %% ../../nbs/07_variational/02_variational_tracker.ipynb #5cf3f9ce
 import math
@@ -178,7 +178,7 @@ class VariationalTracker(nn.Module):
         places = mics.reshape(-1, *mics.shape[-2:])
         pairs = mic_pairs(mics.shape[-2]).to(mics.device)
         x, places = _oriented(flat, *_metadata(places, pairs))
-        x, places = x.flatten(0, 1).unsqueeze(1), places.flatten(0, 1)
+        x, places = standardized(x).flatten(0, 1).unsqueeze(1), places.flatten(0, 1)
         there = _there(counts, flat, n_pairs)
         for k, block in enumerate(self.blocks):
             x = block(x if there is None else x * there, places)
@@ -233,14 +233,19 @@ def delay_log_probabilities(lags: Float[Tensor, "*batch pairs frames"],  # sampl
     return F.log_softmax(-off.square() / 2, -1)
 
 # %% ../../nbs/07_variational/02_variational_tracker.ipynb #6f81de52
+@door(features=as_finite)
+def standardized(features: Float[Tensor, "*batch bins"]) -> Float[Tensor, "*batch bins"]:
+    "Mean 0 and standard deviation 1 over the delays; silence stays zero."
+    var, mean = torch.var_mean(features, -1, keepdim=True, correction=0)
+    return (features - mean) / (var + 1e-12).sqrt()
+
 @door(features=as_finite, sharpness=number(above=0))
 def heard_distribution(features: Float[Tensor, "*batch bins"],
                        sharpness: float = 8.0,  # lambda
                        ) -> Float[Tensor, "*batch bins"]:
     """What a correlation says about the delay, as a distribution; Fiorio et al. (2026), equations
     17 to 20, divided by the standard deviation. Silence becomes a uniform distribution."""
-    var, mean = torch.var_mean(features, -1, keepdim=True, correction=0)
-    return F.softmax(sharpness * (features - mean) / (var + 1e-12).sqrt(), -1)
+    return F.softmax(sharpness * standardized(features), -1)
 
 # %% ../../nbs/07_variational/02_variational_tracker.ipynb #76499286
 class PhysicsDecoder(nn.Module):
