@@ -10,7 +10,7 @@ __all__ = ['WINDOW', 'HOP', 'BINS', 'FORMS', 'delay_axis', 'pair_features', 'fra
            'pooled_in_time', 'PairBlock', 'Answer', 'VariationalTracker', 'VariationalAutoencoder', 'variational_loss',
            'bound_metric', 'Subarrays', 'concentration_factor', 'VariationalLocalizer']
 
-# %% ../../nbs/07_variational/02_variational_tracker.ipynb #db2bce02
+# %% ../../nbs/07_variational/02_variational_tracker.ipynb #ed8ed3ca
 import math
 from functools import partial
 from typing import NamedTuple
@@ -28,7 +28,7 @@ from ..classical.gcc_phat import gcc_phat
 from .von_mises_fisher import kl_to_uniform, mean_length, vmf_sample
 from ..workshop.localizers import Estimate, Needs, check_call, speech_activity
 
-# %% ../../nbs/07_variational/02_variational_tracker.ipynb #358eec79
+# %% ../../nbs/07_variational/02_variational_tracker.ipynb #95a2bbec
 WINDOW, HOP, BINS = 4096, 3072, 64  # samples, samples, delays
 
 _FINER = 4  # correlations are stored at so many values per sample
@@ -46,7 +46,7 @@ def _check_array(mics, fs: float, c: float) -> float:
                          f"peak could fall between two of them")
     return widest
 
-# %% ../../nbs/07_variational/02_variational_tracker.ipynb #62b9d256
+# %% ../../nbs/07_variational/02_variational_tracker.ipynb #9e484c0a
 @door(mics=_as_mics, fs=as_rate, c=as_speed)
 def delay_axis(mics: Float[Tensor, "*batch mics 3"], fs: float,  # m; Hz
                c: float = SPEED_OF_SOUND) -> Float[Tensor, "*batch bins"]:  # samples
@@ -55,7 +55,7 @@ def delay_axis(mics: Float[Tensor, "*batch mics 3"], fs: float,  # m; Hz
     _check_array(mics, fs, c)
     return max_tdoa(mics, c).unsqueeze(-1) * fs * torch.linspace(-1, 1, BINS).to(mics)
 
-# %% ../../nbs/07_variational/02_variational_tracker.ipynb #32b73c44
+# %% ../../nbs/07_variational/02_variational_tracker.ipynb #df448650
 def _on_axis(gcc, reach: int, axis):
     "Correlations (..., lags) up to +-reach samples at the delays of an axis, straight in between."
     place = (axis + reach) * _FINER
@@ -69,7 +69,7 @@ def _correlations(audio, reach: int):
     pieces = frames(audio, WINDOW, HOP).movedim(-2, 0) * window
     return gcc_phat(pieces, max_lag=reach, interpolation=_FINER).movedim(0, 1)
 
-# %% ../../nbs/07_variational/02_variational_tracker.ipynb #7d85db54
+# %% ../../nbs/07_variational/02_variational_tracker.ipynb #bb73c5b7
 @door(audio=partial(as_audio, channels=2, samples=WINDOW), mics=_as_mics, fs=as_rate, c=as_speed)
 def pair_features(audio: Float[Tensor, "mics time"],  # at least WINDOW samples
                   mics: Float[Tensor, "mics 3"], fs: float,  # m; Hz
@@ -82,7 +82,7 @@ def pair_features(audio: Float[Tensor, "mics time"],  # at least WINDOW samples
     reach = math.ceil(float(axis[-1])) + 1
     return _on_axis(_correlations(audio, reach), reach, axis)
 
-# %% ../../nbs/07_variational/02_variational_tracker.ipynb #66badb71
+# %% ../../nbs/07_variational/02_variational_tracker.ipynb #b90383d7
 @door(activity=as_mask, hop=number("samples", above=0))
 def frame_activity(activity: Bool[Tensor, "*batch steps"],  # is anybody talking, step by step
                    hop: float,  # samples from one step to the next
@@ -94,7 +94,7 @@ def frame_activity(activity: Bool[Tensor, "*batch steps"],  # is anybody talking
     first = (torch.arange(n) * every).round().long()
     return activity.float().unfold(-1, per, 1)[..., first, :].mean(-1) >= 2 / 3
 
-# %% ../../nbs/07_variational/02_variational_tracker.ipynb #297aa4f8
+# %% ../../nbs/07_variational/02_variational_tracker.ipynb #85c4d838
 @door(directions=as_unit_vectors, mics=_as_mics, fs=as_rate, c=as_speed)
 def predicted_lags(directions: Float[Tensor, "*batch frames 3"],  # unit vectors
                    mics: Float[Tensor, "*batch mics 3"], fs: float,  # m; Hz
@@ -103,7 +103,7 @@ def predicted_lags(directions: Float[Tensor, "*batch frames 3"],  # unit vectors
     i, j = mic_pairs(mics.shape[-2]).to(mics.device).T
     return (mics[..., j, :] - mics[..., i, :]) @ directions.mT * (fs / c)
 
-# %% ../../nbs/07_variational/02_variational_tracker.ipynb #8cf2ab0e
+# %% ../../nbs/07_variational/02_variational_tracker.ipynb #c97d4a38
 @door(lags=as_finite, axis=as_finite)
 def delay_log_probabilities(lags: Float[Tensor, "*batch pairs frames"],  # samples
                             axis: Float[Tensor, "*batch bins"],  # samples
@@ -113,7 +113,7 @@ def delay_log_probabilities(lags: Float[Tensor, "*batch pairs frames"],  # sampl
     off = (axis[..., None, None, :] - lags.unsqueeze(-1)) / sigma
     return F.log_softmax(-off.square() / 2, -1)
 
-# %% ../../nbs/07_variational/02_variational_tracker.ipynb #193576af
+# %% ../../nbs/07_variational/02_variational_tracker.ipynb #e5fc5a36
 class PhysicsDecoder(nn.Module):
     "From directions to distributions of the pairs' delays; its only parameter is their width."
     @door(sigma=number("samples", above=0))
@@ -130,7 +130,7 @@ class PhysicsDecoder(nn.Module):
         return delay_log_probabilities(predicted_lags(directions, mics, fs), delay_axis(mics, fs),
                                        self.sigma)
 
-# %% ../../nbs/07_variational/02_variational_tracker.ipynb #1d1d332f
+# %% ../../nbs/07_variational/02_variational_tracker.ipynb #d4b9b7db
 @door(features=as_finite)
 def standardized(features: Float[Tensor, "*batch bins"]) -> Float[Tensor, "*batch bins"]:
     "Mean 0 and standard deviation 1 over the delays; silence stays zero."
@@ -145,7 +145,7 @@ def heard_distribution(features: Float[Tensor, "*batch bins"],
     17 to 20, divided by the standard deviation. Silence becomes a uniform distribution."""
     return F.softmax(sharpness * standardized(features), -1)
 
-# %% ../../nbs/07_variational/02_variational_tracker.ipynb #e75753b6
+# %% ../../nbs/07_variational/02_variational_tracker.ipynb #39ecfbd4
 FORMS = ("evidence", "cross_entropy")
 
 @door(form=choice(*FORMS))
@@ -157,7 +157,7 @@ def physics_loss(said: Float[Tensor, "*batch bins"],  # log-probabilities, of th
     if form == "cross_entropy": return -(heard * said).sum(-1)
     return -torch.logsumexp(heard.clamp(min=1e-30).log() + said, -1)
 
-# %% ../../nbs/07_variational/02_variational_tracker.ipynb #0ba40c10
+# %% ../../nbs/07_variational/02_variational_tracker.ipynb #baeab14d
 @door(values=as_finite, n=count())
 def pooled_in_time(values: Float[Tensor, "*batch frames"],
                    n: int,  # frames wanted
@@ -166,7 +166,7 @@ def pooled_in_time(values: Float[Tensor, "*batch frames"],
     flat = values.reshape(1, -1, values.shape[-1])
     return F.interpolate(flat, n, mode="linear").reshape(*values.shape[:-1], n)
 
-# %% ../../nbs/07_variational/02_variational_tracker.ipynb #1fcb33e8
+# %% ../../nbs/07_variational/02_variational_tracker.ipynb #b57a089e
 class PairBlock(nn.Module):
     """Convolution over time and delay, the pair's positions as a bias, normalization of each frame,
     PReLU and pooling; figure 2 of Fiorio et al. (2026)."""
@@ -193,13 +193,13 @@ class PairBlock(nn.Module):
         x = torch.addcmul(shift.unsqueeze(-1), x, gain.unsqueeze(-1))
         return F.max_pool2d(self.act(x), self.pool)
 
-# %% ../../nbs/07_variational/02_variational_tracker.ipynb #46f03d45
+# %% ../../nbs/07_variational/02_variational_tracker.ipynb #0b67c571
 class Answer(NamedTuple):
     "A von Mises-Fisher distribution for each pooled frame."
     mean: Float[Tensor, "*batch frames 3"]  # unit vectors from the array towards the source
     kappa: Float[Tensor, "*batch frames"]  # concentration
 
-# %% ../../nbs/07_variational/02_variational_tracker.ipynb #24f9e7f3
+# %% ../../nbs/07_variational/02_variational_tracker.ipynb #749878ac
 def _metadata(mics, pairs):
     "Positions of both microphones of each pair around the array's centre, its widest pair as unit."
     centred = mics - mics.mean(-2, keepdim=True)
@@ -217,7 +217,7 @@ def _oriented(features, first, second):
     return features, torch.cat([torch.where(turned, second, first),
                                 torch.where(turned, first, second)], -1)
 
-# %% ../../nbs/07_variational/02_variational_tracker.ipynb #604c1dde
+# %% ../../nbs/07_variational/02_variational_tracker.ipynb #59ff12cd
 class VariationalTracker(nn.Module):
     """Correlations of all pairs and the microphones' places to a distribution of the talker's
     direction for each pooled frame; Fiorio et al. (2026), section 4. Any number of microphones; the
@@ -257,7 +257,7 @@ class VariationalTracker(nn.Module):
         raw = self.head(together.flatten(0, 1)).reshape(*features.shape[:-3], n, 4)
         return Answer(F.normalize(raw[..., :3], dim=-1, eps=1e-9), F.softplus(raw[..., 3]) + 1e-4)
 
-# %% ../../nbs/07_variational/02_variational_tracker.ipynb #24e13d85
+# %% ../../nbs/07_variational/02_variational_tracker.ipynb #8bcf4dc5
 def _dense(before, after): return nn.Linear(before, after), nn.PReLU(after)
 
 def _there(counts, flat, n_pairs):
@@ -281,7 +281,7 @@ def _check_features(features, mics, pool):
                          f"pooled into one")
     return features.reshape(-1, *features.shape[-3:])
 
-# %% ../../nbs/07_variational/02_variational_tracker.ipynb #4c19b581
+# %% ../../nbs/07_variational/02_variational_tracker.ipynb #94231b49
 class VariationalAutoencoder(nn.Module):
     "Encoder and decoder together, for training."
     @door(fs=as_rate, form=choice(*FORMS))
@@ -309,7 +309,7 @@ class VariationalAutoencoder(nn.Module):
         return {"loss": physics + weight * divergence / said.shape[-3], "physics": physics,
                 "divergence": divergence}
 
-# %% ../../nbs/07_variational/02_variational_tracker.ipynb #bf016dd3
+# %% ../../nbs/07_variational/02_variational_tracker.ipynb #35691d9b
 @door(warmup=count(0), weight=number(least=0))
 def variational_loss(warmup: int = 1,  # first epochs, without divergence and without draws
                      weight: float = 1.0):  # of the divergence after them
@@ -321,13 +321,13 @@ def bound_metric(model: VariationalAutoencoder, batch: dict[str, Tensor]) -> Flo
     it can choose among them, and without labels as well."""
     return model(batch, draw=False)["loss"]
 
-# %% ../../nbs/07_variational/02_variational_tracker.ipynb #b87be725
+# %% ../../nbs/07_variational/02_variational_tracker.ipynb #240b9066
 class Subarrays(Dataset):
     """Recordings as training examples: correlations, microphones, activity and, for nobody but the
     evaluation, true directions. Each batch hears through another choice of the microphones.
 
-    A scene is what `simulate_scene` gives, with one talker, or a dictionary with `audio`, `mics` and
-    `activity` of a real recording. Raises `ValueError` as `pair_features`."""
+    A scene is what `simulate_scene` gives, with one talker, or a dictionary with `audio`, `mics`
+    and `activity` of a real recording. Raises `ValueError` as `pair_features`."""
     @door(fs=as_rate, least=count(2), most=count(2))
     def __init__(self, scenes, fs: float,  # Hz
                  least: int, most: int):  # microphones of a batch
@@ -345,7 +345,7 @@ class Subarrays(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]: return self.__getitems__([index])[0]
 
-# %% ../../nbs/07_variational/02_variational_tracker.ipynb #67a8efcc
+# %% ../../nbs/07_variational/02_variational_tracker.ipynb #591ccc27
 def _stored(scene, fs: float) -> dict[str, Tensor]:
     "What training keeps of a scene: correlations of all pairs, four values per sample."
     audio, mics = scene["audio"].float(), scene["mics"]
@@ -374,7 +374,7 @@ def _heard_by(example, n: int, fs: float) -> dict[str, Tensor]:
     rest = {k: v for k, v in example.items() if k not in ("gcc", "mics")}
     return {"features": features, "mics": mics, **rest}
 
-# %% ../../nbs/07_variational/02_variational_tracker.ipynb #021fa407
+# %% ../../nbs/07_variational/02_variational_tracker.ipynb #2c205fa6
 @door(mean=as_unit_vectors, kappa=partial(as_numbers, above=0), directions=as_unit_vectors)
 def concentration_factor(mean: Float[Tensor, "*batch 3"], kappa: Float[Tensor, "*batch"],
                          directions: Float[Tensor, "*batch 3"],  # true unit vectors
@@ -390,7 +390,7 @@ def concentration_factor(mean: Float[Tensor, "*batch 3"], kappa: Float[Tensor, "
         low, high = torch.where(more, middle, low), torch.where(more, high, middle)
     return 10 ** low
 
-# %% ../../nbs/07_variational/02_variational_tracker.ipynb #086aaa8b
+# %% ../../nbs/07_variational/02_variational_tracker.ipynb #de3d7e3d
 class VariationalLocalizer:
     "A trained tracker behind the interface of all methods: directions of one talker."
     name, needs = "variational", Needs(finds="directions", rate=16000)
@@ -419,7 +419,7 @@ class VariationalLocalizer:
             silent, torch.nan)
         return Estimate(times, mean.unsqueeze(1), spread.unsqueeze(1), activity.unsqueeze(1), True)
 
-# %% ../../nbs/07_variational/02_variational_tracker.ipynb #bca50c97
+# %% ../../nbs/07_variational/02_variational_tracker.ipynb #da6239f6
 @torch.no_grad()
 def _answers(net, call):
     "Means, concentrations and times (s) of the pooled frames of a recording."
