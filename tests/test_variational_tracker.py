@@ -94,7 +94,8 @@ def test_a_choice_of_microphones_hears_what_a_smaller_array_hears():
     example = data[0]
     kept = torch.cdist(example["mics"], HEAD).argmin(-1)
     alone = v.pair_features(scene["audio"][kept], HEAD[kept], FS)
-    torch.testing.assert_close(example["features"], alone, rtol=0, atol=2e-3)
+    assert len(data) == 1  # a stretch of five frames, the sixth is left over
+    torch.testing.assert_close(example["features"], alone[:, :5], rtol=0, atol=2e-3)
     torch.testing.assert_close(example["directions"][0], u, rtol=0, atol=1e-5)
     sizes = {len(data[0]["mics"]) for _ in range(30)}
     assert sizes == {4, 5, 6, 7}

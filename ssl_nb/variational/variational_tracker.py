@@ -323,25 +323,31 @@ def bound_metric(model: VariationalAutoencoder, batch: dict[str, Tensor]) -> Flo
 
 # %% ../../nbs/07_variational/02_variational_tracker.ipynb #240b9066
 class Subarrays(Dataset):
-    """Recordings as training examples: correlations, microphones, activity and, for nobody but the
-    evaluation, true directions. Each batch hears through another choice of the microphones.
+    """Stretches of recordings as training examples: correlations, microphones, activity and, for
+    nobody but the evaluation, true directions. Each batch hears through another number of
+    microphones, each example through a choice of its own; stretches without speech are left out.
 
     A scene is what `simulate_scene` gives, with one talker, or a dictionary with `audio`, `mics`
     and `activity` of a real recording. Raises `ValueError` as `pair_features`."""
-    @door(fs=as_rate, least=count(2), most=count(2))
+    @door(fs=as_rate, least=count(2), most=count(2), length=count())
     def __init__(self, scenes, fs: float,  # Hz
-                 least: int, most: int):  # microphones of a batch
-        self.fs, self.examples = fs, [_stored(scene, fs) for scene in scenes]
-        there = min((len(e["mics"]) for e in self.examples), default=0)
+                 least: int, most: int,  # microphones of a batch
+                 length: int = 5):  # frames of an example
+        self.fs, self.length, self.scenes = fs, length, [_stored(scene, fs) for scene in scenes]
+        there = min((len(s["mics"]) for s in self.scenes), default=0)
         if not 2 <= least <= most <= there:
             raise ValueError(f"least={least}, most={most}: must be from 2 to {there} microphones")
         self.least, self.most = least, most
+        self.starts = [(k, start) for k, s in enumerate(self.scenes)
+                       for start in range(0, s["gcc"].shape[1] - length + 1, length)
+                       if s["activity"][start:start + length].any()]
 
-    def __len__(self) -> int: return len(self.examples)
+    def __len__(self) -> int: return len(self.starts)
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Tensor]]:
         n = int(torch.randint(self.least, self.most + 1, ()))
-        return [_heard_by(self.examples[k], n, self.fs) for k in indices]
+        return [_heard_by(self.scenes[k], slice(start, start + self.length), n, self.fs)
+                for k, start in (self.starts[i] for i in indices)]
 
     def __getitem__(self, index: int) -> dict[str, Tensor]: return self.__getitems__([index])[0]
 
@@ -362,16 +368,16 @@ def _stored(scene, fs: float) -> dict[str, Tensor]:
         kept["directions"] = F.normalize(points - mics.mean(0), dim=-1)
     return {**kept, "activity": kept["activity"][:n]}
 
-def _heard_by(example, n: int, fs: float) -> dict[str, Tensor]:
-    "An example as `n` of its microphones hear it, drawn at random."
-    total = len(example["mics"])
+def _heard_by(scene, when: slice, n: int, fs: float) -> dict[str, Tensor]:
+    "A stretch of a scene as `n` of its microphones hear it, drawn at random."
+    total = len(scene["mics"])
     chosen = torch.randperm(total)[:n].sort().values if n < total else torch.arange(total)
-    mics = example["mics"][chosen]
+    mics = scene["mics"][chosen]
     i, j = chosen[mic_pairs(n)].T
     number = i * (2 * total - i - 1) // 2 + j - i - 1  # of the pair (i, j) in lexicographic order
-    reach = (example["gcc"].shape[-1] - 1) // (2 * _FINER)
-    features = _on_axis(example["gcc"][number].float(), reach, delay_axis(mics, fs))
-    rest = {k: v for k, v in example.items() if k not in ("gcc", "mics")}
+    reach = (scene["gcc"].shape[-1] - 1) // (2 * _FINER)
+    features = _on_axis(scene["gcc"][number][:, when].float(), reach, delay_axis(mics, fs))
+    rest = {k: v[when] for k, v in scene.items() if k not in ("gcc", "mics")}
     return {"features": features, "mics": mics, **rest}
 
 # %% ../../nbs/07_variational/02_variational_tracker.ipynb #2c205fa6
