@@ -731,6 +731,7 @@ class Found(NamedTuple):
     mics: Float[Tensor, "*batch mics 3"]  # m: the given ones where they were given
     audio: Float[Tensor, "*batch slots time"]  # standardized, without noise; slot 0 is the talker
 
+# %% ../../nbs/06_masked/02_wav2pos.ipynb #fillin0001
 @door(net=_as_net, audio=partial(as_audio, channels=2),
       mics=partial(as_positions, axes=(3,), least=2), emitted=as_signal,
       unplaced=_as_microphones, silent=_as_microphones)
