@@ -194,6 +194,18 @@ def test_noise_alone_gets_no_confident_answer(seconds):
     assert torch.cat(told).float().mean() < 0.05
 
 
+@pytest.mark.parametrize("hop", [0.1, 0.5, 1.0, 2.0])
+def test_someone_who_talks_all_the_time_is_heard_at_every_hop(hop):
+    "Frames as long as sentences hold no pause, but their pieces do; steady noise stays nobody."
+    from ssl_nb.workshop.speech import speech
+    talk = speech("test", fs=FS).talk(20.0, generator(3))
+    array = tetrahedral_array(0.06)
+    heard = add_noise(talk.expand(4, -1), 20.0, generator(4))
+    loud = SrpPhat()(heard, array, FS, hop=hop).activity[:, 0]
+    steady = SrpPhat()(torch.randn(heard.shape, generator=generator(5)), array, FS, hop=hop)
+    assert (loud > 0.5).float().mean() > 0.6 and (steady.activity[:, 0] < 0.5).all()
+
+
 def test_pauses_of_noisy_speech_get_no_confident_answer():
     mics = lz.read_array("locata_robot_head").positions
     toward = to_direction(torch.tensor(-2.0), torch.tensor(0.2))
